@@ -1,0 +1,1 @@
+"""The mathematics and the records: no I/O, no framework."""

@@ -1,0 +1,44 @@
+"""What every reader returns and every analysis takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from .record import LayerRecord
+
+__all__ = ["Capture", "Model"]
+
+Capture = dict[str, list[tuple[NDArray[Any], NDArray[Any]]]]
+"""Layer name -> (input, output) of each of its calls, in the order of the calls."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A trained model, read: the batch normalizations it holds and, where an engine can, a way to run it."""
+
+    @property
+    def path(self) -> str:
+        """Where it was read from; the object's own name for live objects."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """``"keras"``, ``"hdf5"``, ``"numpy"``, ..."""
+        ...
+
+    @property
+    def layers(self) -> tuple[LayerRecord, ...]:
+        """Every batch normalization, in the order of the data's way where the format tells it."""
+        ...
+
+    @property
+    def other_layers(self) -> tuple[str, ...]:
+        """Names of what else the model holds, for the message that there is no batch normalization."""
+        ...
+
+    def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
+        """Outputs of the model in inference mode, and what went in and out of the named layers."""
+        ...

@@ -1,0 +1,1 @@
+"""The programs that compute: one module an engine, imported only when a model must run."""

@@ -1,0 +1,1 @@
+"""The layers: skins that hold state and call the one mathematics."""
