@@ -1,0 +1,96 @@
+"""Count, mean and M2 of a stream, mergeable: what recalibration adds up, on one machine or many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from batchnorm.errors import ArgumentError
+
+from . import equations
+from .ops import moments
+
+__all__ = ["Accumulator", "merge_moments"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Accumulator:
+    """Moments of everything seen so far.
+
+    Attributes
+    ----------
+    count : float or array
+        Counted elements of each channel.
+    mean, m2 : array of float64
+        The mean, and the sum of squared distances from it.
+    """
+
+    count: Any
+    mean: Array
+    m2: Array
+
+    @classmethod
+    def of(cls, x: ArrayLike, axis: int | tuple[int, ...] = -1, mask: ArrayLike | None = None) -> Accumulator:
+        """Moments of one batch; see `batchnorm.moments` for the arguments."""
+        one = moments(x, axis, mask=mask)
+        return cls(one.count, one.mean, one.variance * one.count)
+
+    def merge(self, other: Accumulator) -> Accumulator:
+        """Moments of both together; exact up to rounding whatever the order."""
+        if not np.any(self.count):
+            return other
+        if not np.any(other.count):
+            return self
+        return Accumulator(*equations.pooled(self.count, self.mean, self.m2, other.count, other.mean, other.m2))
+
+    def variance(self, ddof: int) -> Array:
+        """``m2 / (count - ddof)``; divisor count where that is not positive."""
+        return np.asarray(equations.sample_variance(np, self.m2 / self.count, self.count, ddof))
+
+
+def merge_moments(
+    count1: float, mean1: ArrayLike, variance1: ArrayLike, count2: float, mean2: ArrayLike, variance2: ArrayLike
+) -> tuple[float, Array, Array]:
+    """Count, mean and variance of two samples together, from those of each.
+
+    ``n = n1+n2; d = mean2-mean1; mean = mean1 + d*n2/n; variance = (n1*v1 + n2*v2 + d^2*n1*n2/n) / n``
+
+    Parameters
+    ----------
+    count1, count2 : float
+        Elements of each sample; not both 0.
+    mean1, variance1, mean2, variance2 : array_like
+        Means and variances (divisor count) of each sample, of one shape.
+
+    Returns
+    -------
+    tuple of (float, array, array)
+        Count, mean and variance (divisor count) of the union, in float64. The distance of the two means is part of
+        that variance: averaging the variances loses it.
+
+    Raises
+    ------
+    ArgumentError
+        A negative count, or two counts of 0.
+
+    Notes
+    -----
+    T. F. Chan, G. H. Golub and R. J. LeVeque, The American Statistician 37 (1983), section 3,
+    doi:10.1080/00031305.1983.10483115. ``torch.optim.swa_utils.update_bn`` averages the variances instead.
+
+    Examples
+    --------
+    >>> merge_moments(2, 0.0, 1.0, 2, 4.0, 1.0)
+    (4, array(2.), array(5.))
+    """
+    if count1 < 0 or count2 < 0 or count1 + count2 == 0:
+        raise ArgumentError(f"merge_moments: counts must be positive; got {count1} and {count2}.")
+    a, b = (np.asarray(v, np.float64) for v in (mean1, mean2))
+    m2_a, m2_b = (np.asarray(v, np.float64) * n for v, n in ((variance1, count1), (variance2, count2)))
+    n, mean, m2 = equations.pooled(count1, a, m2_a, count2, b, m2_b)
+    return n, np.asarray(mean), np.asarray(m2 / n)

@@ -1,0 +1,235 @@
+"""The equations of batch normalization, once, over a namespace ``xp``.
+
+``xp`` is ``numpy``, ``torch``, ``jax.numpy`` or ``keras.ops``. The only names used of it are ``sum``, ``sqrt``,
+``where``, ``cumsum`` and ``reshape``; the rest is arithmetic. Statistics keep the rank of ``x`` with length 1 on the
+reduced axes, so that they broadcast. Every function is pure and takes arrays of one floating-point type, the type the
+arithmetic is done in: callers convert half precision to float32 before and back after.
+
+The mean is carried as two numbers, ``high + low``: one float32 cannot hold the mean of N(1e6, 1) to better than 0.03
+standard deviations. Source of the algorithm: the corrected two-pass of T. F. Chan, G. H. Golub and R. J. LeVeque,
+"Algorithms for Computing the Sample Variance", The American Statistician 37 (1983), section 2,
+doi:10.1080/00031305.1983.10483115. Source of the layer: S. Ioffe and C. Szegedy, "Batch Normalization", ICML 2015,
+arXiv:1502.03167, algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Moments",
+    "affine",
+    "debias",
+    "decayed",
+    "fold",
+    "input_gradient",
+    "inv_std",
+    "merge_all",
+    "moments",
+    "normalized",
+    "parameter_gradients",
+    "pooled",
+    "renorm",
+    "sample_variance",
+    "standardize",
+    "without_initial",
+]
+
+
+class Moments(NamedTuple):
+    """What one batch says of each channel.
+
+    ``count`` elements were counted, their mean is ``high + low``, and ``variance`` is the mean of the squared distances
+    from it (divisor ``count``). Zero counted elements give a mean and a variance of 0.
+    """
+
+    count: Any
+    high: Any
+    low: Any
+    variance: Any
+
+    @property
+    def mean(self) -> Any:
+        """``high + low``, rounded to one number."""
+        return self.high + self.low
+
+
+def moments(xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None) -> Moments:
+    """Count, mean and variance of ``x`` over ``axes``, by corrected two-pass around the first counted element.
+
+    Parameters
+    ----------
+    xp : namespace
+        See the module.
+    x : array
+        The batch.
+    axes : tuple of int
+        The reduced axes, not negative.
+    count : int or array
+        Counted elements of each channel; at least 1 (pass 1 where there is none: all sums are then 0).
+    mask : array of bool, optional
+        True where an element counts; the rank of ``x``, length 1 on the kept axes and full on the others.
+    """
+
+    def mean_of(values: Any) -> Any:
+        return _counted_sum(xp, values, axes, mask) / count
+
+    first = _first_counted(xp, x, axes, mask)
+    high = first + mean_of(x - first)
+    centered = x - high
+    low = mean_of(centered)
+    variance = mean_of(centered * centered) - low * low
+    return Moments(count, high, low, xp.where(variance < 0, 0 * variance, variance))
+
+
+def _counted_sum(xp: Any, values: Any, axes: tuple[int, ...], mask: Any) -> Any:
+    # where(), not a product: padding may hold NaN, and 0 * NaN is NaN.
+    counted = values if mask is None else xp.where(mask, values, 0.0)
+    return xp.sum(counted, axis=axes, keepdims=True)
+
+
+def _first_counted(xp: Any, x: Any, axes: tuple[int, ...], mask: Any) -> Any:
+    # Subtracted before anything is summed: a constant channel then gives differences of exactly 0.
+    if mask is None:
+        return x[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(len(x.shape)))]
+    flat = xp.reshape(mask, (-1,))
+    is_first = xp.where(flat, xp.cumsum(xp.where(flat, 1, 0), axis=0), 0) == 1
+    return _counted_sum(xp, x, axes, xp.reshape(is_first, tuple(mask.shape)))
+
+
+def inv_std(xp: Any, variance: Any, epsilon: float) -> Any:
+    """``1 / sqrt(variance + epsilon)``."""
+    return 1 / xp.sqrt(variance + epsilon)
+
+
+def standardize(x: Any, high: Any, low: Any, inverse: Any) -> Any:
+    """``(x - mean) * inv_std`` with the mean as ``high + low``: subtracted first, so a large mean costs nothing."""
+    return (x - high - low) * inverse
+
+
+def affine(x_hat: Any, gamma: Any, beta: Any) -> Any:
+    """``gamma * x_hat + beta``; an absent gamma or beta is None."""
+    y = x_hat if gamma is None else x_hat * gamma
+    return y if beta is None else y + beta
+
+
+def normalized(xp: Any, x: Any, mean: Any, variance: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """``gamma * (x - mean) / sqrt(variance + epsilon) + beta``: inference."""
+    scale = inv_std(xp, variance, epsilon)
+    scale = scale if gamma is None else scale * gamma
+    return affine(x - mean, scale, beta)
+
+
+def fold(xp: Any, mean: Any, variance: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any]:
+    """``scale, shift`` of the linear map ``x * scale + shift`` that inference is.
+
+    Mathematically the same; numerically ``x * scale`` and ``shift`` cancel where the mean is large, so only folding
+    into another layer's weights uses it.
+    """
+    scale = inv_std(xp, variance, epsilon)
+    scale = scale if gamma is None else scale * gamma
+    shift = -mean * scale
+    return scale, shift if beta is None else shift + beta
+
+
+def sample_variance(xp: Any, variance: Any, count: Any, ddof: float) -> Any:
+    """``variance * count / (count - ddof)``, the variance that is stored; as it is where count <= ddof.
+
+    A single element has no spread to correct: 0 stays 0 rather than becoming 0/0.
+    """
+    if not ddof:
+        return variance
+    if isinstance(count, int):
+        return variance * (count / (count - ddof)) if count > ddof else variance
+    return xp.where(count > ddof, variance * count / xp.where(count > ddof, count - ddof, 1), variance)
+
+
+def decayed(moving: Any, batch: Any, decay: Any) -> Any:
+    """``decay * moving + (1 - decay) * batch``: one update of a moving average."""
+    return decay * moving + (1 - decay) * batch
+
+
+def debias(moving: Any, initial: float, remaining: Any) -> Any:
+    """``(moving - remaining * initial) / (1 - remaining)``: the average with the initial value taken out.
+
+    ``remaining`` is the share of the initial value still in it, ``decay**updates``; it must be below 1.
+    """
+    return (moving - remaining * initial) / (1 - remaining)
+
+
+def without_initial(xp: Any, moving: Any, initial: float, remaining: Any) -> Any:
+    """As `debias`; where nothing was averaged yet (``remaining`` is 1) the moving value itself."""
+    started = remaining < 1
+    return xp.where(started, debias(moving, initial, xp.where(started, remaining, 0 * remaining)), moving)
+
+
+def merge_all(xp: Any, parts: Moments) -> Moments:
+    """Moments of a whole from those of its parts, stacked along axis 0, each weighted by its count.
+
+    The merge of Chan, Golub and LeVeque, section 3, over all parts at once; parts of count 0 change nothing. The
+    distance of the parts' means adds to the variance: averaging variances alone loses it.
+    """
+    total = xp.sum(parts.count, axis=0)
+    divisor = xp.where(total > 0, total, 0 * total + 1)
+    filled = parts.count > 0
+    order = xp.cumsum(xp.where(filled, 1, 0), axis=0)
+    origin = xp.sum(xp.where(xp.where(filled, order, 0) == 1, parts.high, 0.0), axis=0)
+    distance = xp.where(filled, parts.high - origin + parts.low, 0.0)
+    delta = xp.sum(parts.count * distance, axis=0) / divisor
+    high = origin + delta
+    spread = parts.count * (xp.where(filled, parts.variance, 0.0) + (distance - delta) ** 2)
+    return Moments(total, high, (origin - high) + delta, xp.sum(spread, axis=0) / divisor)
+
+
+def pooled(n1: Any, mean1: Any, m2_1: Any, n2: Any, mean2: Any, m2_2: Any) -> tuple[Any, Any, Any]:
+    """``count, mean, M2`` of two samples together; M2 is the sum of squared distances from the mean.
+
+    ``d = mean2 - mean1; mean = mean1 + d*n2/n; M2 = M2_1 + M2_2 + d^2*n1*n2/n``. At least one count is positive.
+    """
+    n = n1 + n2
+    d = mean2 - mean1
+    share = n2 / n
+    return n, mean1 + d * share, m2_1 + m2_2 + d * d * (n1 * share)
+
+
+def renorm(
+    xp: Any, batch: Moments, moving_mean: Any, moving_variance: Any, epsilon: float, limits: tuple[Any, Any, Any]
+) -> tuple[Any, Any]:
+    """``r, d`` of batch renormalization: the output is ``gamma * (x_hat * r + d) + beta``, r and d held constant.
+
+    ``r = clip(std_batch / std_moving, rmin, rmax)`` and ``d = clip((mean_batch - mean_moving) / std_moving, -dmax,
+    dmax)`` with ``std = sqrt(variance + epsilon)``; a limit of None does not clip. S. Ioffe, "Batch Renormalization",
+    2017, arXiv:1702.03275, algorithm 1.
+    """
+    rmin, rmax, dmax = limits
+    inverse = inv_std(xp, moving_variance, epsilon)
+    r = xp.sqrt(batch.variance + epsilon) * inverse
+    d = (batch.high - moving_mean + batch.low) * inverse
+    return _clip(xp, r, rmin, rmax), _clip(xp, d, None if dmax is None else -dmax, dmax)
+
+
+def _clip(xp: Any, value: Any, low: float | None, high: float | None) -> Any:
+    if low is not None:
+        value = xp.where(value < low, low, value)
+    return value if high is None else xp.where(value > high, high, value)
+
+
+def parameter_gradients(xp: Any, grad: Any, x_hat: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+    """``sum(grad), sum(grad * x_hat)`` over ``axes``: the gradients of beta and gamma.
+
+    Every position takes part, masked or not: a masked position is normalised like any other, it only does not count
+    in the statistics.
+    """
+    return xp.sum(grad, axis=axes, keepdims=True), xp.sum(grad * x_hat, axis=axes, keepdims=True)
+
+
+def input_gradient(xp: Any, grad: Any, x_hat: Any, scale: Any, sums: tuple[Any, Any], count: Any, mask: Any) -> Any:
+    """The gradient of the input in training: ``scale * (grad - counted * (sum(grad) + x_hat*sum(grad*x_hat))/count)``.
+
+    ``scale`` is gamma * inv_std; ``sums`` are those of `parameter_gradients`, over every part of a synchronised batch;
+    ``counted`` is 1 where the mask is true (everywhere without one).
+    """
+    through_statistics = (sums[0] + x_hat * sums[1]) / count
+    if mask is not None:
+        through_statistics = xp.where(mask, through_statistics, 0.0)
+    return scale * (grad - through_statistics)
