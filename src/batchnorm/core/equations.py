@@ -1,9 +1,9 @@
 """The equations of batch normalization, once, over a namespace ``xp``.
 
 ``xp`` is ``numpy``, ``torch``, ``jax.numpy`` or ``keras.ops``. The only names used of it are ``sum``, ``sqrt``,
-``where``, ``cumsum`` and ``reshape``; the rest is arithmetic. Statistics keep the rank of ``x`` with length 1 on the
-reduced axes, so that they broadcast. Every function is pure and takes arrays of one floating-point type, the type the
-arithmetic is done in: callers convert half precision to float32 before and back after.
+``where``, ``cumsum``, ``reshape`` and ``isfinite``; the rest is arithmetic. Statistics keep the rank of ``x`` with
+length 1 on the reduced axes, so that they broadcast. Every function is pure and takes arrays of one floating-point
+type, the type the arithmetic is done in: callers convert half precision to float32 before and back after.
 
 The mean is carried as two numbers, ``high + low``: one float32 cannot hold the mean of N(1e6, 1) to better than 0.03
 standard deviations. Source of the algorithm: the corrected two-pass of T. F. Chan, G. H. Golub and R. J. LeVeque,
@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 __all__ = [
+    "Limits",
     "Moments",
     "affine",
     "debias",
@@ -34,6 +35,14 @@ __all__ = [
     "standardize",
     "without_initial",
 ]
+
+
+class Limits(NamedTuple):
+    """Clipping of batch renormalization; None does not clip."""
+
+    rmin: float | None = None
+    rmax: float | None = None
+    dmax: float | None = None
 
 
 class Moments(NamedTuple):
@@ -193,19 +202,21 @@ def pooled(n1: Any, mean1: Any, m2_1: Any, n2: Any, mean2: Any, m2_2: Any) -> tu
 
 
 def renorm(
-    xp: Any, batch: Moments, moving_mean: Any, moving_variance: Any, epsilon: float, limits: tuple[Any, Any, Any]
+    xp: Any, batch: Moments, renorm_mean: Any, renorm_std: Any, epsilon: float, limits: Limits
 ) -> tuple[Any, Any]:
-    """``r, d`` of batch renormalization: the output is ``gamma * (x_hat * r + d) + beta``, r and d held constant.
+    """``r, d`` of batch renormalization: the output is ``gamma * (x_hat*r + d) + beta``, r and d held constant.
 
-    ``r = clip(std_batch / std_moving, rmin, rmax)`` and ``d = clip((mean_batch - mean_moving) / std_moving, -dmax,
-    dmax)`` with ``std = sqrt(variance + epsilon)``; a limit of None does not clip. S. Ioffe, "Batch Renormalization",
-    2017, arXiv:1702.03275, algorithm 1.
+    ``r = clip(std / renorm_std, rmin, rmax)``, ``d = clip((mean - renorm_mean) / renorm_std, -dmax, dmax)``, with
+    ``std = sqrt(variance + epsilon)`` of the batch and ``renorm_std`` at least ``sqrt(epsilon)``. S. Ioffe, "Batch
+    Renormalization", 2017, arXiv:1702.03275, algorithm 1.
     """
-    rmin, rmax, dmax = limits
-    inverse = inv_std(xp, moving_variance, epsilon)
-    r = xp.sqrt(batch.variance + epsilon) * inverse
-    d = (batch.high - moving_mean + batch.low) * inverse
-    return _clip(xp, r, rmin, rmax), _clip(xp, d, None if dmax is None else -dmax, dmax)
+    floor = epsilon**0.5
+    std = xp.where(renorm_std < floor, floor, renorm_std)
+    r = xp.sqrt(batch.variance + epsilon) / std
+    d = (batch.high - renorm_mean + batch.low) / std
+    return _clip(xp, r, limits.rmin, limits.rmax), _clip(
+        xp, d, None if limits.dmax is None else -limits.dmax, limits.dmax
+    )
 
 
 def _clip(xp: Any, value: Any, low: float | None, high: float | None) -> Any:
