@@ -59,10 +59,11 @@ def inference(
     """``gamma * (x - mean) / sqrt(variance + epsilon) + beta`` per channel, in float64."""
     by_channel, restore = _by_channel(x, axis)
     y = np.empty_like(by_channel)
-    for c, values in enumerate(by_channel):
-        g, b = _at(gamma, c, 1.0), _at(beta, c, 0.0)
-        m, v = _at(mean, c, 0.0), _at(variance, c, 1.0)
-        y[c] = [g * (value - m) / math.sqrt(v + epsilon) + b for value in values]
+    with np.errstate(invalid="ignore", divide="ignore"):  # a damaged variance gives NaN, as it does in every engine
+        for c, values in enumerate(by_channel):
+            g, b = _at(gamma, c, 1.0), _at(beta, c, 0.0)
+            m, v = _at(mean, c, 0.0), _at(variance, c, 1.0)
+            y[c] = g * (values - m) / np.sqrt(np.float64(v + epsilon)) + b
     return restore(y)
 
 

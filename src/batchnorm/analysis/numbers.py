@@ -1,0 +1,55 @@
+"""Numbers as a person reads them: the digits that matter, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["brief", "count", "digits", "listed", "percent", "shown"]
+
+
+def shown(values: Any) -> NDArray[np.float64]:
+    """The float64 nearest to the shortest decimal that round-trips each value's own type.
+
+    float32 0.80644524 is 0.80644524097...; a person reads and retypes 0.80644524. Explanations compute with what they
+    print, so that the printed arithmetic gives the printed result to the last bit. It moves a value by at most half a
+    unit in the last place of its own type.
+    """
+    array = np.asarray(values)
+    if array.dtype == np.float64 or array.dtype.kind in "iub":
+        return array.astype(np.float64)
+    return np.array([float(str(v)) for v in array.ravel()], np.float64).reshape(array.shape)
+
+
+def digits(value: float) -> str:
+    """All digits of a float64, no ``.0``: ``0.80644524``, ``1``, ``1e-36``, ``nan``."""
+    text = repr(float(value))
+    return text[:-2] if text.endswith(".0") else text
+
+
+def brief(value: float, significant: int = 4) -> str:
+    """To four significant digits: ``0.6155``, ``14.46``, ``1.2e-36``."""
+    return f"{value:.{significant}g}"
+
+
+def percent(share: float) -> str:
+    """``90.4 %``; never a rounded 100 or 0 for what is not."""
+    if 0.9995 < share < 1:
+        return "over 99.9 %"
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    return f"{100 * share:.3g} %"
+
+
+def listed(values: Iterable[float], most: int = 6) -> str:
+    """``-0.8063, 0.8063`` to four digits, with ``...`` where there are more than ``most``."""
+    texts = [brief(v) for v in values]
+    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
+
+
+def count(number: int, noun: str) -> str:
+    """``1 channel``, ``3 channels``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
