@@ -1,3 +1,80 @@
-"""Batch normalization you can understand, trust, repair and run fast."""
+"""Batch normalization you can understand, trust, repair and run fast.
+
+``import batchnorm as bn`` imports NumPy and nothing heavier; every name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchnorm.api import explain, explain_arrays, list_layers, load
+    from batchnorm.core.accumulator import Accumulator, merge_moments
+    from batchnorm.core.ops import batch_norm, batch_norm_grad, moments, normalize
+    from batchnorm.errors import (
+        ArgumentError,
+        BatchnormError,
+        MissingExtra,
+        ModelFileError,
+        NoBatchNorm,
+        Refused,
+        UnknownLayer,
+    )
+    from batchnorm.layers.fitting import SGD
+    from batchnorm.layers.numpy import BatchNormalization
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "Accumulator",
+    "ArgumentError",
+    "BatchNormalization",
+    "BatchnormError",
+    "MissingExtra",
+    "ModelFileError",
+    "NoBatchNorm",
+    "Refused",
+    "UnknownLayer",
+    "__version__",
+    "batch_norm",
+    "batch_norm_grad",
+    "explain",
+    "explain_arrays",
+    "list_layers",
+    "load",
+    "merge_moments",
+    "moments",
+    "normalize",
+]
+
+HOMES = {
+    "api": ("explain", "explain_arrays", "list_layers", "load"),
+    "core.accumulator": ("Accumulator", "merge_moments"),
+    "core.ops": ("batch_norm", "batch_norm_grad", "moments", "normalize"),
+    "errors": (
+        "ArgumentError",
+        "BatchnormError",
+        "MissingExtra",
+        "ModelFileError",
+        "NoBatchNorm",
+        "Refused",
+        "UnknownLayer",
+    ),
+    "layers.fitting": ("SGD",),
+    "layers.numpy": ("BatchNormalization",),
+}
+_HOME = {name: module for module, names in HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
+    value = getattr(import_module(f"batchnorm.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

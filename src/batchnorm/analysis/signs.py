@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from batchnorm.core.equations import inv_std
 from batchnorm.core.record import LayerRecord
 
 from .numbers import brief, count, percent
 
-__all__ = ["Sign", "initial_share", "signs_of", "worst_channels"]
+__all__ = ["Scale", "Sign", "effective_scale", "epsilon_dominated", "initial_share", "signs_of", "worst_channels"]
 
 Level = Literal["error", "warning", "note"]
 RANK = {"error": 0, "warning": 1, "note": 2}
@@ -195,3 +196,30 @@ def _constant(record: LayerRecord) -> NDArray[np.bool_]:
     finite = variance[np.isfinite(variance)]
     median = float(np.median(finite)) if finite.size else 0.0
     return (variance >= 0) & ((variance < NEVER_VARIED * median) | (variance < (6e-8 * mean) ** 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Smallest, middle and largest effective scale ``|gamma| / sqrt(moving_variance + epsilon)`` of a layer."""
+
+    min: float
+    median: float
+    max: float
+
+
+def effective_scale(record: LayerRecord) -> Scale | None:
+    """How much the layer stretches its channels in inference; None without an epsilon or statistics."""
+    if record.moving_variance is None or record.epsilon is None:
+        return None
+    with np.errstate(all="ignore"):
+        scale = inv_std(np, _variance(record), record.epsilon)
+        if record.gamma is not None:
+            scale = np.abs(_wide(record.gamma)) * scale
+        return Scale(float(np.min(scale)), float(np.median(scale)), float(np.max(scale)))
+
+
+def epsilon_dominated(record: LayerRecord) -> int | None:
+    """Channels whose variance is under ten epsilon; None where it cannot be known."""
+    if record.moving_variance is None or record.epsilon is None:
+        return None
+    return int(np.sum(_variance(record) < EPSILON_DOMINATED * record.epsilon))

@@ -1,0 +1,295 @@
+"""Why is this the output: one layer's arithmetic with its numbers, and what stands behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.core import equations
+from batchnorm.core.ops import moments
+from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ArgumentError
+
+from . import reasons
+from .arrange import Arranged, arrange, checked_channel
+from .expected import Reading, Readings, Statistics, read
+from .formula import Constants, constants_of
+from .numbers import shown
+from .signs import worst_channels
+
+__all__ = ["Batch", "ChannelExplanation", "Debiased", "LayerExplanation", "Request", "Value", "explain_layer"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to explain of a layer.
+
+    Attributes
+    ----------
+    x : array_like, optional
+        The layer's input; None works each channel through at its mean and one standard deviation either side.
+    at : tuple of int, optional
+        Only what lies under this index of the input, batch first.
+    channel : int, optional
+        Only this channel.
+    limit : int
+        At most so many values a channel, and so many channels.
+    mode : {"inference", "training"}
+        Which statistics normalise.
+    expect : array_like, optional
+        What the user expected for the values shown.
+    model_y : array, optional
+        What the model itself gave for x.
+    """
+
+    x: Any = None
+    at: tuple[int, ...] | None = None
+    channel: int | None = None
+    limit: int = 20
+    mode: str = "inference"
+    expect: Any = None
+    model_y: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One element: where it is, what goes in, what comes out, and the arithmetic between."""
+
+    index: tuple[int, ...]
+    x: float
+    y: float | None
+    formula: str
+    model_y: float | None = None
+    difference: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What training mode would take from this input and give for the values shown."""
+
+    count: int
+    mean: float
+    variance: float
+    y: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Debiased:
+    """The statistics with the initial value taken out, and what they would give for the values shown."""
+
+    mean: float
+    variance: float
+    y: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelExplanation:
+    """One channel worked through."""
+
+    channel: int
+    gamma: float | None
+    beta: float | None
+    moving_mean: float | None
+    moving_variance: float | None
+    epsilon: float | None
+    inv_std: float | None
+    scale: float | None
+    shift: float | None
+    values: tuple[Value, ...]
+    truncated: int
+    batch: Batch | None
+    debiased: Debiased | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerExplanation:
+    """One layer: its record, its channels worked through (worst first), why, and what to do."""
+
+    record: LayerRecord
+    explained: tuple[ChannelExplanation, ...]
+    expected: tuple[Reading, ...] | None
+    because: tuple[str, ...]
+    remedies: tuple[str, ...]
+    channels_truncated: int = 0
+    mode: str = "inference"
+
+
+def explain_layer(record: LayerRecord, request: Request) -> LayerExplanation:
+    """Work a layer through and say why its output is what it is.
+
+    Raises
+    ------
+    ArgumentError
+        An input, index or expectation of the wrong shape; NaN needs no error, it shows.
+    UnknownLayer
+        No such channel.
+    """
+    _check(record, request)
+    arranged = None if request.x is None else arrange(request.x, record)
+    channels, left_out = _channels(record, request, arranged)
+    explained = tuple(_channel(record, request, arranged, c) for c in channels)
+    expected = _expected(record, request, arranged, explained)
+    case = reasons.Case(record, explained, expected, request.mode, given=arranged is not None)
+    return LayerExplanation(
+        record=record,
+        explained=explained,
+        expected=expected,
+        because=reasons.because(case),
+        remedies=reasons.remedies(case),
+        channels_truncated=left_out,
+        mode=request.mode,
+    )
+
+
+def _check(record: LayerRecord, request: Request) -> None:
+    if request.mode not in ("inference", "training"):
+        raise ArgumentError(f"explain: mode must be 'inference' or 'training'; got {request.mode!r}.")
+    if request.mode == "training" and request.x is None:
+        raise ArgumentError("explain: --mode training normalises with the input's own statistics; pass --x or --data.")
+    if request.limit < 1:
+        raise ArgumentError(f"explain: limit must be at least 1; got {request.limit}.")
+    if request.expect is not None and request.x is None:
+        raise ArgumentError("explain: --expect needs the input that should give it; pass --x.")
+    if record.moving_mean is None and request.mode == "inference":
+        raise ArgumentError(f"{record.name}: the file holds no moving statistics; only --mode training can be shown.")
+
+
+def _channels(record: LayerRecord, request: Request, arranged: Arranged | None) -> tuple[tuple[int, ...], int]:
+    if request.channel is not None:
+        return (checked_channel(request.channel, record),), 0
+    order = worst_channels(record)
+    if arranged is None:
+        return order[:1], 0
+    if request.at is not None:
+        touched = arranged.selected(request.at).any(axis=1)
+        order = tuple(c for c in order if touched[c])
+    return order[: request.limit], max(len(order) - request.limit, 0)
+
+
+def _channel(record: LayerRecord, request: Request, arranged: Arranged | None, channel: int) -> ChannelExplanation:
+    constants = constants_of(record, channel)
+    row = None if arranged is None else arranged.rows[channel]
+    batch = None if row is None else moments(row[:, None])
+    used = constants
+    if request.mode == "training" and batch is not None:
+        used = constants.with_statistics(float(batch.mean[0]), float(batch.variance[0]))
+    positions = _positions(request, arranged, channel)
+    xs = _probe(constants) if row is None else [float(v) for v in shown(row[positions[: request.limit]])]
+    values = tuple(_value(used, request, arranged, channel, p, x) for p, x in zip(positions, xs, strict=False))
+    return ChannelExplanation(
+        channel=channel,
+        gamma=constants.gamma,
+        beta=constants.beta,
+        moving_mean=None if record.moving_mean is None else constants.mean,
+        moving_variance=None if record.moving_variance is None else constants.variance,
+        epsilon=constants.epsilon,
+        inv_std=used.inv_std,
+        scale=used.scale,
+        shift=used.shift,
+        values=values,
+        truncated=max(len(positions) - len(values), 0),
+        batch=None if batch is None else _batch(constants, batch, xs),
+        debiased=_debiased(record, constants, channel, xs),
+    )
+
+
+def _positions(request: Request, arranged: Arranged | None, channel: int) -> list[int]:
+    if arranged is None:
+        return [0, 1, 2]
+    return [int(p) for p in np.flatnonzero(arranged.selected(request.at)[channel])]
+
+
+def _probe(constants: Constants) -> list[float]:
+    spread = float(np.sqrt(max(constants.variance, 0.0)))
+    return [float(f"{v:.6g}") for v in (constants.mean - spread, constants.mean, constants.mean + spread)]
+
+
+def _value(
+    used: Constants, request: Request, arranged: Arranged | None, channel: int, position: int, x: float
+) -> Value:
+    index = () if arranged is None else arranged.index(channel, position)
+    y = used.output(x)
+    model_y = None if request.model_y is None else float(request.model_y[index])
+    difference = None if model_y is None or y is None else model_y - y
+    return Value(index, x, y, used.formula(x), model_y, difference)
+
+
+def _batch(constants: Constants, batch: Any, xs: list[float]) -> Batch:
+    mean, variance = float(batch.mean[0]), float(batch.variance[0])
+    with_batch = constants.with_statistics(mean, variance)
+    return Batch(int(batch.count), mean, variance, tuple(with_batch.output(x) for x in xs))
+
+
+def _debiased(record: LayerRecord, constants: Constants, channel: int, xs: list[float]) -> Debiased | None:
+    weight = record.initial_weight
+    start_mean, start_variance = record.initial_mean, record.initial_variance
+    if weight is None or weight >= 1 or start_mean is None or start_variance is None:
+        return None
+    mean = float(equations.debias(constants.mean, start_mean, weight))
+    variance = float(equations.debias(constants.variance, start_variance, weight))
+    without = constants.with_statistics(mean, variance)
+    return Debiased(mean, variance, tuple(without.output(x) for x in xs))
+
+
+def _expected(
+    record: LayerRecord, request: Request, arranged: Arranged | None, explained: tuple[ChannelExplanation, ...]
+) -> tuple[Reading, ...] | None:
+    if request.expect is None or arranged is None:
+        return None
+    wanted = _aligned(request.expect, arranged, request, explained)
+    parts = [(channel, value) for channel in explained for value in channel.values]
+    per_value = {
+        name: np.array([getattr(channel, name) for channel, _ in parts], np.float64)
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+        if getattr(explained[0], name) is not None
+    }
+    return read(
+        wanted,
+        Readings(
+            x=np.array([value.x for _, value in parts]),
+            gamma=per_value.get("gamma"),
+            beta=per_value.get("beta"),
+            epsilon=record.epsilon,
+            sources=tuple(_sources(parts, per_value)),
+        ),
+    )
+
+
+def _aligned(
+    expect: Any, arranged: Arranged, request: Request, explained: tuple[ChannelExplanation, ...]
+) -> NDArray[np.float64]:
+    # Values of the input's shape are looked up by index, so that channels may be shown in another order.
+    wanted = np.asarray(expect, np.float64)
+    if wanted.size == int(np.prod(arranged.shape)):
+        wanted = wanted.reshape(arranged.shape)
+        return np.array([wanted[value.index] for channel in explained for value in channel.values])
+    if len(explained) > 1:
+        raise ArgumentError(
+            f"explain: --expect must have the input's {int(np.prod(arranged.shape))} values; got {wanted.size}. "
+            "Or name one channel with --channel."
+        )
+    return wanted.ravel()
+
+
+def _sources(
+    parts: list[tuple[ChannelExplanation, Value]], per_value: dict[str, NDArray[np.float64]]
+) -> list[Statistics]:
+    def gathered(of: str, name: str) -> NDArray[np.float64]:
+        return np.array([getattr(getattr(channel, of), name) for channel, _ in parts], np.float64)
+
+    count = min(channel.batch.count for channel, _ in parts if channel.batch is not None)
+    sources = [
+        Statistics("the batch's own mean and variance", gathered("batch", "mean"), gathered("batch", "variance"), count)
+    ]
+    if "moving_mean" in per_value:
+        moving = Statistics("the moving mean and variance", per_value["moving_mean"], per_value["moving_variance"])
+        sources.insert(0, moving)
+    if all(channel.debiased is not None for channel, _ in parts):
+        without = "the moving mean and variance without their initial value"
+        sources.append(Statistics(without, gathered("debiased", "mean"), gathered("debiased", "variance")))
+    return sources

@@ -1,0 +1,302 @@
+"""The Python functions behind the commands: a reader, an analysis and a result joined."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from batchnorm.analysis.explain import LayerExplanation, Request, explain_layer
+from batchnorm.analysis.reasons import verdict
+from batchnorm.analysis.signs import signs_of
+from batchnorm.core.protocols import Model
+from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ArgumentError, NoBatchNorm, UnknownLayer
+from batchnorm.results import Explanation, Listing, ModelInfo
+
+__all__ = ["explain", "explain_arrays", "list_layers", "load"]
+
+
+def load(model: Any, *, epsilon: float | None = None) -> Model:
+    """Read a model: a file, a folder, or a live object; nothing of a file is executed.
+
+    Parameters
+    ----------
+    model : path or object
+        A ``.keras``, ``.weights.h5``, ``.h5`` or ``.hdf5`` file, an unzipped ``.keras`` folder; or a live
+        ``keras.Model``, or a `batchnorm.BatchNormalization`. What was loaded already is returned as it is.
+    epsilon : float, optional
+        The epsilon of layers for which a file holds none.
+
+    Returns
+    -------
+    Model
+        With ``.layers`` (records with arrays) and ``.run(x, capture=[names])``.
+
+    Raises
+    ------
+    ModelFileError
+        It cannot be read as a model.
+    ArgumentError
+        An object of no known kind.
+
+    Examples
+    --------
+    >>> model = load("model.keras")  # doctest: +SKIP
+    >>> model.layers[0].epsilon  # doctest: +SKIP
+    0.001
+    """
+    from batchnorm.models.registry import open_model
+
+    if isinstance(model, (str, os.PathLike)):
+        return open_model(os.fspath(model), epsilon=epsilon)  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(model, Model):
+        return model
+    from batchnorm.live import from_live
+
+    found = from_live(model)
+    if found is None:
+        raise ArgumentError(
+            f"load: cannot read a {type(model).__name__}; give the path of a model file, a keras.Model, or a "
+            "batchnorm.BatchNormalization."
+        )
+    return found
+
+
+def list_layers(model: Any, *, epsilon: float | None = None, arrays: bool = False) -> Listing:
+    """Every batch normalization of a model, as `load` finds it; see there for the arguments and errors."""
+    read = load(model, epsilon=epsilon)
+    return Listing(_info(read), read.layers, read.other_layers, _notes(read), arrays)
+
+
+def explain(
+    model: Any,
+    x: ArrayLike | None = None,
+    *,
+    layer: str | None = None,
+    channel: int | None = None,
+    data: Any = None,
+    at: Sequence[int] | None = None,
+    limit: int = 20,
+    mode: str = "inference",
+    expect: ArrayLike | None = None,
+    updates: int | None = None,
+    epsilon: float | None = None,
+) -> Explanation:
+    """Why is this the output: the arithmetic with its numbers, why it is not what was expected, what to do.
+
+    Parameters
+    ----------
+    model : path or object
+        See `load`.
+    x : array_like, optional
+        The input **of the layer**. A list holds values for a layer of one channel, and the channels of one sample
+        otherwise. Without ``x`` and ``data`` every layer gets its verdict, and the worst channel of the worst layer is
+        worked through at its mean and one standard deviation either side.
+    layer : str, optional
+        The layer's name, or any unambiguous tail of it; needed with ``x`` where there are several.
+    channel : int, optional
+        Only this channel.
+    data : array_like, optional
+        The input **of the model**, which is run up to the layer in its own engine.
+    at : sequence of int, optional
+        Only what lies under this index of the layer's input, batch first.
+    limit : int
+        At most so many values a channel, and so many channels.
+    mode : {"inference", "training"}
+        Which statistics normalise.
+    expect : array_like, optional
+        The values you expected; every reading that gives them is named.
+    updates : int, optional
+        How often the statistics were updated, where the file does not tell.
+    epsilon : float, optional
+        As in `load`.
+
+    Returns
+    -------
+    Explanation
+        ``.layers[i].because`` holds the sentences; ``str()`` is what the terminal shows; ``.to_json()`` the document.
+
+    Raises
+    ------
+    NoBatchNorm
+        The model has none.
+    UnknownLayer
+        No such layer or channel; or several, or none named where one must be.
+    ArgumentError
+        An input of the wrong shape (the message says the shape wanted), and the like.
+
+    Examples
+    --------
+    >>> print(explain("model.keras", x=[1, 5], expect=[-1, 1]))  # doctest: +SKIP
+    """
+    read = load(model, epsilon=epsilon)
+    if not read.layers:
+        raise NoBatchNorm(_no_batch_norm(read))
+    records = [record.with_updates(updates, "option") for record in read.layers]
+    request = Request(x=x, at=_tuple(at), channel=channel, limit=limit, mode=mode, expect=expect)
+    if x is not None and data is not None:
+        raise ArgumentError("explain: give x (the layer's input) or data (the model's input), not both.")
+    if data is not None:
+        layers, notes = _with_data(read, records, data, layer, request)
+    elif x is None and layer is None:
+        layers, notes = _verdicts(records, request), ()
+    else:
+        layers, notes = (explain_layer(_chosen(records, layer), request),), ()
+    return Explanation(_info(read), layers, _notes(read) + notes)
+
+
+def explain_arrays(
+    x: ArrayLike | None,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    moving_mean: ArrayLike,
+    moving_variance: ArrayLike,
+    epsilon: float,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    decay: float | None = None,
+    updates: int | None = None,
+    expect: ArrayLike | None = None,
+    mode: str = "inference",
+    name: str = "batch_normalization",
+    limit: int = 20,
+) -> Explanation:
+    """As `explain`, from the arrays themselves: for authors of other libraries, and for a layer of your own.
+
+    Parameters
+    ----------
+    x : array_like or None
+        The layer's input; None works the worst channel through.
+    gamma, beta : array_like or None
+        Multiplier and addend of each channel; None where absent.
+    moving_mean, moving_variance : array_like
+        The stored statistics, one number a channel.
+    epsilon : float
+        Added to the variance inside the root.
+    axis : int or tuple of int
+        The axis or axes of ``x`` that hold the channels.
+    decay : float, optional
+        Share of the old value that one update keeps: Keras' momentum, 1 - PyTorch's.
+    updates : int, optional
+        How often the statistics were updated.
+    expect, mode, limit
+        As in `explain`.
+    name : str
+        What to call the layer.
+
+    Examples
+    --------
+    >>> found = explain_arrays(
+    ...     [1, 5], [0.80644524], None, [0.05885344], [0.91000736], 1e-3, decay=0.99, updates=10
+    ... )
+    >>> [round(value.y, 6) for value in found.layers[0].explained[0].values]
+    [0.795191, 4.174858]
+    """
+    mean = np.asarray(moving_mean)
+    record = LayerRecord(
+        name=name,
+        kind="arrays",
+        channels=mean.size,
+        channel_shape=mean.shape or (1,),
+        axis=axis,
+        dtype=np.result_type(mean.dtype, np.float32).name,
+        epsilon=epsilon,
+        epsilon_source="option",
+        averaging="unknown" if decay is None else "exponential",
+        decay=decay,
+        momentum=decay,
+        ddof=None,
+        mode="by-call",
+        gamma=None if gamma is None else np.asarray(gamma),
+        beta=None if beta is None else np.asarray(beta),
+        moving_mean=mean,
+        moving_variance=np.asarray(moving_variance),
+    ).with_updates(updates, "option")
+    request = Request(x=x, expect=expect, mode=mode, limit=limit)
+    return Explanation(ModelInfo("arrays", "arrays"), (explain_layer(record, request),))
+
+
+def _verdicts(records: list[LayerRecord], request: Request) -> tuple[LayerExplanation, ...]:
+    worst = min(range(len(records)), key=lambda i: _severity(records[i]))
+    return tuple(
+        explain_layer(record, request) if i == worst else LayerExplanation(record, (), None, (verdict(record),), ())
+        for i, record in enumerate(records)
+    )
+
+
+def _severity(record: LayerRecord) -> int:
+    found = signs_of(record)
+    return ("error", "warning", "note").index(found[0].level) if found else 3
+
+
+def _with_data(
+    read: Model, records: list[LayerRecord], data: Any, layer: str | None, request: Request
+) -> tuple[tuple[LayerExplanation, ...], tuple[str, ...]]:
+    from batchnorm.analysis.gap import first_gap, gap_sentence
+
+    _, captured = read.run(data, capture=[record.name for record in records])
+    reached = {record.name: captured.get(record.name, []) for record in records}
+    gap = first_gap(records, {name: [x for x, _ in calls] for name, calls in reached.items()})
+    named = None if layer is None else _chosen(records, layer)
+    chosen = named or (gap.record if gap else next((r for r in records if reached[r.name]), None))
+    if chosen is None or not reached[chosen.name]:
+        raise ArgumentError(
+            f"explain: this data does not reach {chosen.name if chosen else 'any batch normalization'}."
+        )
+    x, y = reached[chosen.name][0]
+    found = explain_layer(chosen, _replaced(request, x, y))
+    return (found,), (gap_sentence(gap, len(records)),)
+
+
+def _replaced(request: Request, x: Any, y: Any) -> Request:
+    return Request(
+        x=x,
+        at=request.at,
+        channel=request.channel,
+        limit=request.limit,
+        mode=request.mode,
+        expect=request.expect,
+        model_y=y if request.mode == "inference" else None,
+    )
+
+
+def _chosen(records: list[LayerRecord], layer: str | None) -> LayerRecord:
+    names = [record.name for record in records]
+    if layer is None:
+        if len(records) == 1:
+            return records[0]
+        raise UnknownLayer(f"explain: name one of {len(names)} layers with --layer: {_some(names)}.")
+    exact = [record for record in records if record.name == layer]
+    tails = exact or [r for r in records if r.name.endswith((f"/{layer}", f".{layer}"))]
+    if len(tails) == 1:
+        return tails[0]
+    if tails:
+        raise UnknownLayer(f"explain: {layer!r} is the tail of several layers: {_some([r.name for r in tails])}.")
+    near = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or names
+    raise UnknownLayer(f"explain: no batch normalization {layer!r}; the nearest: {_some(near)}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _no_batch_norm(read: Model) -> str:
+    holds = f"; it holds {_some(read.other_layers)}" if read.other_layers else ""
+    return f"{read.path}: there is no batch normalization in this model{holds}."
+
+
+def _info(read: Model) -> ModelInfo:
+    return ModelInfo(read.path, read.format)
+
+
+def _notes(read: Model) -> tuple[str, ...]:
+    return tuple(getattr(read, "notes", ()))
+
+
+def _tuple(at: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if at is None else tuple(int(i) for i in at)

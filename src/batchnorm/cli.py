@@ -1,0 +1,175 @@
+"""The command: parse, call, render, exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from batchnorm import __version__
+from batchnorm.errors import BatchnormError
+
+__all__ = ["main"]
+
+CLEAN, FINDINGS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+MODEL_HELP = """
+MODEL is a .keras, .weights.h5, .h5 or .hdf5 file, an unzipped .keras folder,
+or package.module:name, a live object or a factory without arguments. Reading a
+file executes nothing of it; --data runs its graph in Keras with safe_mode on,
+and package.module:name runs your own code."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and leave with its exit status: 0 clean, 1 findings, 2 unusable, 130 interrupted."""
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: list[str] | None) -> int:
+    try:
+        return int(program.main(arguments, prog_name="batchnorm", standalone_mode=False) or CLEAN)
+    except click.exceptions.NoArgsIsHelpError as shown:
+        click.echo(shown.format_message())
+        return UNUSABLE
+    except click.ClickException as error:
+        return _complain(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has seen enough
+        return CLEAN
+    except BatchnormError as error:
+        return _complain(str(error))
+
+
+def _complain(message: str) -> int:
+    from batchnorm.render.text import printable
+
+    click.echo(f"batchnorm: {printable(message)}", err=True)
+    return UNUSABLE
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="batchnorm", message="%(prog)s %(version)s")
+def program() -> None:
+    """Batch normalization you can understand, trust and repair.
+
+    Start with: batchnorm demo, or batchnorm explain MODEL.
+    """
+
+
+def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--wide", is_flag=True, help="More columns than a terminal of 80 holds."),
+        click.option("--json", "as_json", is_flag=True, help="Short for --format json."),
+        click.option(
+            "--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text", help="How to print."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option("--eps", type=float, metavar="E", help="The epsilon, where the file holds none.")(command)
+    return click.argument("model")(command)
+
+
+@program.command("list", epilog=MODEL_HELP)
+@_model_options
+@click.option("--arrays", is_flag=True, help="With gamma, beta and the moving statistics (JSON).")
+@_output_options
+def list_command(model: str, eps: float | None, arrays: bool, form: str, as_json: bool, wide: bool) -> int:
+    """Every batch normalization of MODEL in a row, with its worst sign."""
+    from batchnorm.api import list_layers
+
+    _print(list_layers(_opened(model), epsilon=eps, arrays=arrays), form, as_json, wide)
+    return CLEAN
+
+
+@program.command("explain", epilog=MODEL_HELP)
+@_model_options
+@click.option("--layer", metavar="NAME", help="The layer, or an unambiguous tail of its name.")
+@click.option("--channel", type=int, metavar="K", help="Only this channel.")
+@click.option("--x", metavar="VALUES|FILE.npy", help="The input of the LAYER: 1,5 or [[1], [5]] or an array file.")
+@click.option("--data", metavar="FILE", help="The input of the MODEL (.npy, .npz), run up to the layer.")
+@click.option("--at", metavar="INDEX", help="Only what lies at this index of the layer's input, batch first: 0,3,3.")
+@click.option("--limit", type=int, default=20, show_default=True, help="At most so many values and channels.")
+@click.option("--mode", type=click.Choice(["inference", "training"]), default="inference", help="Which statistics.")
+@click.option("--expect", metavar="VALUES", help="What you expected; every reading that gives it is named.")
+@click.option("--updates", type=int, metavar="N", help="How often the statistics were updated, if you know better.")
+@_output_options
+def explain_command(
+    model: str,
+    eps: float | None,
+    x: str | None,
+    data: str | None,
+    at: str | None,
+    expect: str | None,
+    form: str,
+    as_json: bool,
+    wide: bool,
+    **asked: Any,
+) -> int:
+    """Why is this the output? The arithmetic with its numbers, and what to do.
+
+    Without --x and --data: every layer's verdict, then the worst channel of the worst layer worked through.
+    """
+    from batchnorm import inputs
+    from batchnorm.api import explain
+
+    found = explain(
+        _opened(model),
+        None if x is None else inputs.values(x, "--x"),
+        data=None if data is None else inputs.model_input(data),
+        at=None if at is None else inputs.index(at),
+        expect=None if expect is None else inputs.values(expect, "--expect"),
+        epsilon=eps,
+        **asked,
+    )
+    _print(found, form, as_json, wide)
+    return CLEAN
+
+
+@program.command("demo")
+@_output_options
+def demo_command(form: str, as_json: bool, wide: bool) -> int:
+    """Train the model of the original question, and answer it."""
+    from batchnorm.demo import demo
+
+    _print(demo(), form, as_json, wide)
+    return CLEAN
+
+
+@program.command("doctor")
+@_output_options
+def doctor_command(form: str, as_json: bool, wide: bool) -> int:
+    """Versions, engines, processors, and what each missing extra would add."""
+    from batchnorm.doctor import doctor
+
+    _print(doctor(), form, as_json, wide)
+    return CLEAN
+
+
+def _opened(model: str) -> Any:
+    from batchnorm import inputs
+
+    return inputs.named_object(model) if inputs.names_object(model) else model
+
+
+def _print(result: Any, form: str, as_json: bool, wide: bool) -> None:
+    if as_json or form == "json":
+        click.echo(result.to_json())
+        return
+    document = result.to_document()
+    if form == "markdown":
+        from batchnorm.render.markdown import render
+
+        click.echo(render(document))
+        return
+    from batchnorm.render.text import console, draw
+
+    draw(document, console(wide=wide), wide=wide)

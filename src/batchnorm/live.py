@@ -1,0 +1,84 @@
+"""Live objects as models; a framework is found through ``sys.modules``, never imported to find out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from batchnorm.core.protocols import Capture, Model
+from batchnorm.core.record import LayerRecord
+from batchnorm.core.training import inference_statistics
+from batchnorm.errors import ModelFileError
+
+__all__ = ["from_live"]
+
+
+def from_live(value: Any) -> Model | None:
+    """The object as a model; None where it is of no known kind. Nothing of it is changed.
+
+    Raises
+    ------
+    ModelFileError
+        A layer that has no weights yet.
+    """
+    if "batchnorm.layers.numpy" in sys.modules:
+        from batchnorm.layers.numpy import BatchNormalization
+
+        if isinstance(value, BatchNormalization):
+            return LayerModel(value.name, (_record(value),), value)
+    if "keras" in sys.modules:
+        from batchnorm.engines.keras import is_live
+        from batchnorm.models.keras_live import from_live as from_keras
+
+        if is_live(value):
+            return from_keras(value)
+    return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerModel:
+    """One layer on NumPy arrays as a model."""
+
+    path: str
+    layers: tuple[LayerRecord, ...]
+    layer: Any
+    format: str = "numpy"
+    other_layers: tuple[str, ...] = ()
+
+    def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
+        """Output in inference mode; the layer's own input and output if it is named."""
+        given = np.asarray(x)
+        y = self.layer(given, training=False)
+        return y, {name: [(given, y)] for name in capture if name == self.path}
+
+
+def _record(layer: Any) -> LayerRecord:
+    if not layer.built:
+        raise ModelFileError(f"{layer.name}: the layer has no weights yet; call it on data, or build it, first.")
+    mean, variance = inference_statistics(np, layer.rule, layer.state)
+    averaged = layer.statistics == "moving"
+    record = LayerRecord(
+        name=layer.name,
+        kind=type(layer).__name__,
+        channels=int(np.size(mean)),
+        channel_shape=np.shape(mean),
+        axis=layer.axis,
+        dtype=np.asarray(mean).dtype.name,
+        epsilon=layer.epsilon,
+        epsilon_source="file",
+        averaging="cumulative" if layer.statistics == "cumulative" else "exponential",
+        decay=layer.momentum if averaged else None,
+        momentum=layer.momentum,
+        ddof=layer.ddof,
+        mode="by-call" if layer.trainable else "frozen",
+        gamma=layer.gamma,
+        beta=layer.beta,
+        moving_mean=np.asarray(mean),
+        moving_variance=np.asarray(variance),
+    )
+    # Debiased and cumulative statistics hold nothing of the initial value, so the number of updates explains nothing.
+    return record.with_updates(layer.updates, "option") if averaged else record

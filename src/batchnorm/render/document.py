@@ -1,0 +1,47 @@
+"""Results as plain documents, and documents as JSON.
+
+A document is what JSON can hold: dicts, lists, strings, numbers, booleans, None. Text and pages are drawn from it, so
+that nothing is shown that a script could not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+__all__ = ["dumps", "plain"]
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts, arrays and tuples as lists, NumPy numbers as Python's; anything else as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return plain(cast("Any", value).astype(np.float64).tolist())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """The document as JSON; a number JSON cannot hold is the string ``"nan"``, ``"inf"`` or ``"-inf"``."""
+    return json.dumps(_spelled(document), indent=2, allow_nan=False)
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _spelled(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_spelled(item) for item in cast("list[Any]", value)]
+    return value

@@ -1,0 +1,258 @@
+"""Documents as text for a terminal of 80 columns.
+
+Strings that come from a file (layer names, above all) are printed with their control characters escaped: a name cannot
+move the cursor, colour the screen or break a line.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["WIDTH", "console", "draw", "printable", "render"]
+
+WIDTH = 80
+WIDE = 200
+Document = Mapping[str, Any]
+
+
+def render(document: Document, *, wide: bool = False) -> str:
+    """The document as plain text, as `draw` shows it."""
+    own = io.StringIO()
+    draw(document, Console(file=own, width=WIDE if wide else WIDTH, highlight=False, emoji=False), wide=wide)
+    return "\n".join(line.rstrip() for line in own.getvalue().splitlines())
+
+
+def draw(document: Document, to: Console, *, wide: bool = False) -> None:
+    """Draw the document on a console."""
+    DRAWN[str(document["schema"]).split("/")[1]](document, to, wide)
+
+
+def console(*, wide: bool = False) -> Console:
+    """Standard output: coloured on a terminal, plain when piped; at most 80 columns unless ``wide``."""
+    found = Console(highlight=False, emoji=False, soft_wrap=False)
+    if not found.is_terminal:
+        return Console(highlight=False, emoji=False, width=WIDE if wide else WIDTH)
+    return found if wide else Console(highlight=False, emoji=False, width=min(found.width, WIDTH))
+
+
+def printable(text: object) -> str:
+    """The text with control characters, line breaks and other unprintable characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def draw_list(document: Document, to: Console, wide: bool) -> None:
+    """One row a layer."""
+    layers = document["layers"]
+    to.print(Text(_title(document), style="bold"))
+    if not layers:
+        _print_no_layers(document, to)
+        return
+    columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
+    table = _table([name for name, _ in columns], left=("layer", "worst sign", "mode"))
+    for layer in layers:
+        _add_row(table, (cell(layer) for _, cell in columns))
+    _print_table(table, to)
+    _print_notes(document, to)
+
+
+def draw_explain(document: Document, to: Console, wide: bool) -> None:
+    """Each layer worked through; without an input a verdict for each, then the worst one worked through."""
+    layers = document["layers"]
+    worked = [layer for layer in layers if layer["explained"]]
+    if len(layers) > len(worked):
+        to.print(Text(_title(document), style="bold"))
+        table = _table(["layer", "verdict"], left=("layer", "verdict"))
+        for layer in layers:
+            _add_row(table, (layer["name"], layer["verdict"]))
+        _print_table(table, to)
+        to.print()
+    for layer in worked:
+        _draw_layer(document, layer, to)
+    _print_notes(document, to)
+
+
+def _draw_layer(document: Document, layer: Document, to: Console) -> None:
+    head = Text(printable(document["model"]["path"]) + "  ", style="dim")
+    head.append(printable(layer["name"]), style="bold")
+    channels = layer["channels"]
+    head.append(f"  {layer['kind']}, {channels} channel{'' if channels == 1 else 's'}, axis {layer['axis']}")
+    to.print(head)
+    to.print()
+    to.print(Text("  " + _equation(layer), style="italic"))
+    to.print()
+    if len(layer["explained"]) > 1:
+        _print_table(_channel_table(layer), to)
+        to.print()
+    shown = layer["explained"][:ARITHMETIC]
+    for channel in shown:
+        _draw_values(layer, channel, to)
+    left_out = len(layer["explained"]) - len(shown) + layer["channels_truncated"]
+    if left_out:
+        to.print(f"  ... and {left_out} more channel{'s' if left_out > 1 else ''}: --channel K shows one.")
+        to.print()
+    _numbered("Why", layer["because"], to)
+    _numbered("What to do", layer["remedies"], to)
+
+
+ARITHMETIC = 3
+"""Channels whose arithmetic is spelled out; the table above it holds the others."""
+
+
+def _equation(layer: Document) -> str:
+    first = layer["explained"][0]
+    statistics = "batch" if layer["explain_mode"] == "training" else "moving"
+    factor = "" if first["gamma"] is None else "gamma*"
+    addend = "" if first["beta"] is None else " + beta"
+    return f"y = {factor}(x - {statistics}_mean)/sqrt({statistics}_variance + epsilon){addend}"
+
+
+def _channel_table(layer: Document) -> Table:
+    names = [n for n in ("gamma", "beta", "moving_mean", "moving_variance") if layer["explained"][0][n] is not None]
+    outputs = layer["explained"][0]["values"][:2]
+    table = _table(["channel", *names, *(t for _ in outputs[:1] for t in ("x", "y"))], left=())
+    for channel in layer["explained"]:
+        cells = [_short(channel[name]) for name in names]
+        first = channel["values"][0] if channel["values"] else None
+        outcome = [] if first is None else [_short(first["x"]), _short(first["y"])]
+        _add_row(table, (channel["channel"], *cells, *outcome))
+    return table
+
+
+def _draw_values(layer: Document, channel: Document, to: Console) -> None:
+    if layer["channels"] > 1:
+        to.print(Text(f"  channel {channel['channel']}", style="bold"))
+    engine = any(value["model_y"] is not None for value in channel["values"])
+    heads = ["x", "y", *(["the model's y"] if engine else []), "arithmetic"]
+    table = _table(heads, left=("arithmetic",))
+    for value in channel["values"]:
+        model = [_short(value["model_y"], 8)] if engine else []
+        y = "unknown" if value["y"] is None else _short(value["y"], 8)
+        _add_row(table, (_short(value["x"], 8), y, *model, value["formula"]))
+    _print_table(table, to)
+    if channel["truncated"]:
+        to.print(f"  ... and {channel['truncated']} more values: --limit shows more, --at picks one.")
+    to.print()
+
+
+def _numbered(title: str, sentences: Iterable[str], to: Console) -> None:
+    listed = list(sentences)
+    if not listed:
+        return
+    to.print(Text(title, style="bold"))
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(justify="right", width=3)
+    grid.add_column(overflow="fold")
+    for number, sentence in enumerate(listed, 1):
+        grid.add_row(f"{number}.", Text(printable(sentence)))
+    to.print(grid)
+    to.print()
+
+
+def draw_demo(document: Document, to: Console, wide: bool) -> None:
+    """The question, how its model was trained here, and the answer."""
+    to.print(Text(f'"{document["question"]}"', style="italic"))
+    to.print()
+    losses = document["losses"]
+    to.print(
+        f"The question's model, trained here without any framework: {document['steps']} steps on random data, "
+        f"loss {_short(losses[0])} to {_short(losses[-1])}."
+    )
+    to.print("Its random data is not the asker's, so its digits differ; the arithmetic and the reasons do not.")
+    to.print()
+    draw_explain(document["answer"], to, wide)
+
+
+def draw_doctor(document: Document, to: Console, wide: bool) -> None:
+    """Versions, extras, engines and processors."""
+    to.print(Text(f"batchnorm {document['version']}", style="bold") + Text(f", Python {document['python']}"))
+    to.print(Text(f"CPU: {printable(document['cpu'])}"))
+    to.print(Text(f"GPU: {printable(document['gpu'] or 'none found')}"))
+    to.print()
+    engines = _table(["engine", "package", "version"], left=("engine", "package", "version"))
+    for engine in document["engines"]:
+        _add_row(engines, (engine["name"], engine["package"], engine["version"] or "not installed"))
+    _print_table(engines, to)
+    missing = [extra for extra in document["extras"] if not extra["installed"]]
+    if missing:
+        to.print()
+        table = _table(["missing extra", "what it adds"], left=("missing extra", "what it adds"))
+        for extra in missing:
+            _add_row(table, (f"pip install 'batchnorm[{extra['name']}]'", extra["adds"]))
+        _print_table(table, to)
+
+
+def _table(names: Iterable[str], left: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(Text(name), justify="left" if name in left else "right", overflow="fold")
+    return table
+
+
+def _add_row(table: Table, cells: Iterable[object]) -> None:
+    table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: "[red]" in a name is no markup
+
+
+def _print_table(table: Table, to: Console) -> None:
+    to.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _short(value: Any, significant: int = 4) -> str:
+    if value is None:
+        return "-"
+    return f"{float(value):.{significant}g}"
+
+
+def _title(document: Document) -> str:
+    model = document["model"]
+    count = len(document["layers"])
+    return f"{printable(model['path'])} ({model['format']}): {count} batch normalization{'' if count == 1 else 's'}"
+
+
+def _print_no_layers(document: Document, to: Console) -> None:
+    others = document.get("other_layers", [])
+    to.print("  It holds no batch normalization.")
+    if others:
+        names = ", ".join(printable(name) for name in others[:12])
+        to.print(Text(f"  Its layers: {names}{', ...' if len(others) > 12 else ''}"))
+    _print_notes(document, to)
+
+
+def _print_notes(document: Document, to: Console) -> None:
+    for note in document.get("notes", []):
+        to.print(Text(f"note: {printable(note)}", style="dim"))
+
+
+def _percent(share: Any) -> str:
+    return "-" if share is None else ("<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.3g} %")
+
+
+_LIST_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
+    ("layer", lambda layer: layer["name"]),
+    ("channels", lambda layer: layer["channels"]),
+    ("epsilon", lambda layer: _short(layer["epsilon"])),
+    ("momentum", lambda layer: _short(layer["momentum"])),
+    ("updates", lambda layer: "-" if layer["updates"] is None else layer["updates"]),
+    ("initial", lambda layer: _percent(layer["initial_weight"])),
+    ("worst sign", lambda layer: layer["signs"][0]["text"] if layer["signs"] else "nothing unusual"),
+)
+_WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
+    ("mode", lambda layer: layer["mode"] or "-"),
+    ("scale min", lambda layer: _short((layer["scale"] or {}).get("min"))),
+    ("median", lambda layer: _short((layer["scale"] or {}).get("median"))),
+    ("max", lambda layer: _short((layer["scale"] or {}).get("max"))),
+    ("< 10 epsilon", lambda layer: "-" if layer["epsilon_dominated"] is None else layer["epsilon_dominated"]),
+)
+
+DRAWN: dict[str, Callable[[Document, Console, bool], None]] = {
+    "list": draw_list,
+    "explain": draw_explain,
+    "demo": draw_demo,
+    "doctor": draw_doctor,
+}

@@ -1,0 +1,136 @@
+"""What the commands and the Python functions return: frozen, printable, and one document each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from batchnorm.analysis.explain import LayerExplanation
+from batchnorm.analysis.reasons import verdict
+from batchnorm.analysis.signs import effective_scale, epsilon_dominated, signs_of
+from batchnorm.core.record import ARRAYS, LayerRecord
+from batchnorm.render.document import dumps, plain
+
+__all__ = ["Explanation", "Listing", "ModelInfo", "Result", "record_document"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which model a result is about; ``sha256`` is None where the file was not hashed."""
+
+    path: str
+    format: str
+    sha256: str | None = None
+
+
+class Result:
+    """A result: ``to_document()`` for scripts, ``to_json()``, ``str()`` as the terminal shows it, HTML in notebooks."""
+
+    schema: ClassVar[str]
+
+    def to_document(self) -> dict[str, Any]:
+        """The result as dicts, lists, strings and numbers, in the shape of its JSON Schema."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """The document as JSON text."""
+        return dumps(self.to_document())
+
+    def __str__(self) -> str:
+        from batchnorm.render.text import render
+
+        return render(self.to_document())
+
+    def _repr_html_(self) -> str:
+        from batchnorm.render.page import fragment
+
+        return fragment(self.to_document())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Listing(Result):
+    """Every batch normalization of a model."""
+
+    schema: ClassVar[str] = "batchnorm/list/1"
+    model: ModelInfo
+    layers: tuple[LayerRecord, ...]
+    other_layers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    arrays: bool = False
+
+    def to_document(self) -> dict[str, Any]:
+        """See `Result`."""
+        return {
+            "schema": self.schema,
+            "model": plain(self.model),
+            "layers": [record_document(record, arrays=self.arrays) | _health(record) for record in self.layers],
+            "other_layers": list(self.other_layers),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation(Result):
+    """Why the outputs of a model's batch normalizations are what they are."""
+
+    schema: ClassVar[str] = "batchnorm/explain/1"
+    model: ModelInfo
+    layers: tuple[LayerExplanation, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        """See `Result`."""
+        return {
+            "schema": self.schema,
+            "model": plain(self.model),
+            "layers": [_explained(layer) for layer in self.layers],
+            "notes": list(self.notes),
+        }
+
+
+def record_document(record: LayerRecord, *, arrays: bool) -> dict[str, Any]:
+    """The layer record as every document spells it."""
+    document = {name: plain(getattr(record, name)) for name in RECORD_KEYS}
+    if arrays:
+        document["parameters"] = {name: plain(getattr(record, name)) for name in ARRAYS}
+    return document
+
+
+RECORD_KEYS = (
+    "name",
+    "kind",
+    "channels",
+    "axis",
+    "dtype",
+    "epsilon",
+    "epsilon_source",
+    "averaging",
+    "decay",
+    "momentum",
+    "ddof",
+    "mode",
+    "updates",
+    "updates_source",
+    "updates_doubt",
+    "initial_weight",
+)
+
+
+def _health(record: LayerRecord) -> dict[str, Any]:
+    return {
+        "signs": plain(signs_of(record)),
+        "scale": plain(effective_scale(record)),
+        "epsilon_dominated": epsilon_dominated(record),
+    }
+
+
+def _explained(layer: LayerExplanation) -> dict[str, Any]:
+    return record_document(layer.record, arrays=True) | {
+        "verdict": verdict(layer.record),
+        "explain_mode": layer.mode,
+        "explained": plain(layer.explained),
+        "channels_truncated": layer.channels_truncated,
+        "expected": plain(layer.expected),
+        "because": list(layer.because),
+        "remedies": list(layer.remedies),
+    }
