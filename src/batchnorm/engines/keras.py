@@ -1,0 +1,251 @@
+"""Keras as an engine: run the model of a file, and read a live model, whichever backend Keras is set to."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.core.protocols import Capture
+from batchnorm.core.record import LayerRecord, Mode
+from batchnorm.errors import ArgumentError, ModelFileError, UnknownLayer, require
+
+__all__ = ["live_layers", "live_records", "run_file", "run_live"]
+
+PURPOSE = "Running this model"
+NORM_SETTINGS = ("axis", "epsilon", "momentum", "moving_mean", "moving_variance")
+WRAPPED = ("layer", "forward_layer", "backward_layer")
+
+
+def run_file(path: str, x: Any, capture: Sequence[str], names: Sequence[str]) -> tuple[Any, Capture]:
+    """Load a model file in Keras, with ``safe_mode`` on, and run it in inference mode.
+
+    Parameters
+    ----------
+    path : str
+        A ``.keras``, ``.h5`` or ``.hdf5`` file, or an unzipped ``.keras``.
+    x : array, or list or dict of arrays
+        The model's input, batch first.
+    capture : sequence of str
+        Names of records.
+    names : sequence of str
+        The names of all records of the file, in their order.
+
+    Returns
+    -------
+    outputs, captured
+        Arrays in the structure of the model's outputs; name -> (input, output) of each call of that layer.
+
+    Raises
+    ------
+    ModelFileError
+        Keras refuses the file: an unknown custom class, a Lambda, an older format.
+    MissingExtra
+        Keras is not installed.
+    """
+    keras: Any = require("keras", "keras", PURPOSE)
+    model = _load(keras, path)
+    layers = dict(_named(model))
+    unknown = [name for name in capture if name not in layers]
+    if unknown and len(names) == len(layers):  # names that Keras makes anew at loading: the order is what is left
+        layers = dict(zip(names, layers.values(), strict=True))
+    return run_live(model, x, capture, layers)
+
+
+def run_live(
+    model: Any, x: Any, capture: Sequence[str] = (), layers: dict[str, Any] | None = None
+) -> tuple[Any, Capture]:
+    """Run a live model in inference mode; its layers' ``call`` is replaced for the time of the run, then restored."""
+    known = dict(_named(model)) if layers is None else layers
+    unknown = [name for name in capture if name not in known]
+    if unknown:
+        raise UnknownLayer(f"the model in Keras has no batch normalization {unknown[0]!r}; it has {', '.join(known)}")
+    captured: Capture = {name: [] for name in capture}
+    inputs = _inputs(model, x)
+    with contextlib.ExitStack() as stack:
+        for name in captured:
+            stack.enter_context(_recorded(known[name], captured[name]))
+        outputs = model(inputs, training=False)
+    return _arrays(outputs), captured
+
+
+def live_layers(model: Any) -> list[tuple[str, Any]]:
+    """Name and object of every batch normalization in a live Keras model, in the order of its layers."""
+    return list(_named(model))
+
+
+def live_records(model: Any) -> tuple[LayerRecord, ...]:
+    """The records of a live Keras model; nothing of the model is changed.
+
+    Parameters
+    ----------
+    model : keras.Model or keras.layers.Layer
+        As found in a process that has imported Keras itself.
+
+    Returns
+    -------
+    tuple of LayerRecord
+        With copies of the arrays. ``updates`` comes from the model's own optimizer where it has one.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    counter = getattr(optimizer, "iterations", None)
+    steps = None if counter is None else int(_array(counter))
+    return tuple(_live_record(name, layer, steps) for name, layer in _named(model))
+
+
+def is_live(value: Any) -> bool:
+    """Whether an object is a Keras layer or model, found without importing Keras."""
+    keras: Any = sys.modules.get("keras")
+    return keras is not None and isinstance(value, keras.layers.Layer)
+
+
+def _live_record(name: str, layer: Any, steps: int | None) -> LayerRecord:
+    vectors: dict[str, NDArray[Any] | None] = {
+        role: None if getattr(layer, role, None) is None else _array(getattr(layer, role))
+        for role in ("gamma", "beta", "moving_mean", "moving_variance")
+    }
+    mean = cast("NDArray[Any]", vectors["moving_mean"])
+    mode: Mode = "by-call" if layer.trainable else "frozen"
+    record = LayerRecord(
+        name=name,
+        kind=type(layer).__name__,
+        channels=mean.size,
+        axis=int(layer.axis),
+        dtype=mean.dtype.name,
+        epsilon=float(layer.epsilon),
+        epsilon_source="file",
+        averaging="exponential",
+        decay=float(layer.momentum),
+        momentum=float(layer.momentum),
+        ddof=0,
+        mode=mode,
+        **vectors,
+    )
+    return record.with_updates(steps, "optimizer iterations") if layer.trainable else record
+
+
+def _load(keras: Any, path: str) -> Any:
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: str, error: Exception) -> ModelFileError:
+    text = " ".join(str(error).split())
+    lowered = text.lower()
+    if "lambda" in lowered and ("unsafe" in lowered or "safe_mode" in lowered):
+        reason = "it holds a Lambda layer, which is code inside the file and is not run"
+        way_out = "Replace it by a registered layer, or load the model yourself and pass it as package.module:name"
+    elif "could not locate" in lowered or "unknown layer" in lowered or "unknown object" in lowered:
+        reason = f"Keras does not know a class the file names ({text[:200]})"
+        way_out = "Import what registers it and pass the model as package.module:name"
+    elif ".keras" in lowered and "extension" in lowered:
+        reason = "Keras loads this format only under the suffix .keras, .h5 or .hdf5"
+        way_out = "Rename the file"
+    else:
+        reason = f"Keras cannot load it ({type(error).__name__}: {text[:300]})"
+        way_out = "Load it yourself and pass the model as package.module:name"
+    return ModelFileError(f"{path}: {reason}. {way_out}.")
+
+
+def _named(model: Any) -> Iterator[tuple[str, Any]]:
+    """Every batch normalization once, under the name the file readers give it."""
+    seen: set[int] = set()
+    taken: dict[str, int] = {}
+    for names, layer in _walk(model, (), seen):
+        name = "/".join(names) or str(layer.name)
+        taken[name] = taken.get(name, 0) + 1
+        yield (name if taken[name] == 1 else f"{name}#{taken[name]}"), layer
+
+
+def _walk(layer: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    if all(getattr(layer, setting, None) is not None for setting in NORM_SETTINGS):
+        yield names, layer
+        return
+    for child in _children(layer):
+        yield from _walk(child, (*names, str(child.name)), seen)
+
+
+def _children(layer: Any) -> list[Any]:
+    """Layers directly inside: a model's list, a wrapper's attribute, else what Keras tracks."""
+    wrapped = [inner for key in WRAPPED if (inner := getattr(layer, key, None)) is not None]
+    if wrapped:
+        return wrapped
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+@contextlib.contextmanager
+def _recorded(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Generator[None]:
+    original: Callable[..., Any] = layer.call
+    owner = threading.get_ident()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outputs = original(*args, **kwargs)
+        if threading.get_ident() == owner:
+            given = args[0] if args else kwargs["inputs"]
+            calls.append((_array(given), _array(outputs)))
+        return outputs
+
+    # Straight into the instance: Keras' own __setattr__ tracks and locks what it is given.
+    object.__setattr__(layer, "call", call)
+    try:
+        yield
+    finally:
+        object.__delattr__(layer, "call")
+
+
+def _inputs(model: Any, x: Any) -> Any:
+    wanted: Any = getattr(model, "input_shape", None) if getattr(model, "inputs", None) else None
+    if isinstance(x, dict):
+        given = {str(key): np.asarray(value) for key, value in cast("dict[Any, Any]", x).items()}
+        _check_names(model, given)
+        return given
+    if isinstance(x, (list, tuple)) and isinstance(wanted, list):
+        many = [np.asarray(value) for value in cast("list[Any]", x)]
+        for array, shape in zip(many, cast("list[Any]", wanted), strict=False):
+            _check_shape(array, shape)
+        return many
+    array = np.asarray(x)
+    if isinstance(wanted, tuple):
+        _check_shape(array, cast("tuple[int | None, ...]", wanted))
+    return array
+
+
+def _check_names(model: Any, given: dict[str, NDArray[Any]]) -> None:
+    shapes: dict[str, Any] = {tensor.name: tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or ()}
+    if shapes and set(given) != set(shapes):
+        raise ArgumentError(f"the model's inputs are named {', '.join(shapes)}; got {', '.join(given) or 'none'}")
+    for name, shape in shapes.items():
+        _check_shape(given[name], shape, f"input {name!r}")
+
+
+def _check_shape(array: NDArray[Any], shape: Any, what: str = "its input") -> None:
+    wanted = cast("tuple[int | None, ...]", tuple(shape))
+    fits = array.ndim == len(wanted) and all(
+        length is None or length == got for length, got in zip(wanted, array.shape, strict=True)
+    )
+    if not fits:
+        shown = ", ".join("any" if length is None else str(length) for length in wanted)
+        raise ArgumentError(f"the model wants {what} of shape ({shown}), batch first; got {array.shape}")
+
+
+def _arrays(outputs: Any) -> Any:
+    if isinstance(outputs, dict):
+        return {key: _arrays(value) for key, value in cast("dict[Any, Any]", outputs).items()}
+    if isinstance(outputs, (list, tuple)):
+        return [_arrays(value) for value in cast("list[Any]", outputs)]
+    return _array(outputs)
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    keras: Any = sys.modules["keras"]
+    return np.array(keras.ops.convert_to_numpy(tensor))

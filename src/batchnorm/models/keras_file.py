@@ -1,0 +1,226 @@
+"""Keras 3 files: ``.keras`` (zip or folder), ``.weights.h5`` and sharded weights with their ``.weights.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+from batchnorm.core.protocols import Capture
+from batchnorm.core.record import LayerRecord
+
+from .archive import MOST_TEXT, Archive
+from .hdf5 import Hdf5File
+from .keras_config import Config, Layer, read_layers
+from .keras_records import counted, norm_record, numbered, roles_of, unknown_record
+from .keras_store import Store, Variables
+from .modelfile import ModelFile, Runner, quoted, unreadable
+
+__all__ = ["load_json", "read_folder", "read_shards", "read_weights", "read_zip", "runner"]
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.weights.h5", "model.weights.json"
+CUSTOM_NOTE = (
+    "The config shows nothing of what {} holds (a custom class or subclassed model): its batch normalizations were "
+    "found among the weights, and their epsilon, momentum and axis are unknown"
+)
+WEIGHTS_NOTE = "The file holds weights and no config: epsilon, momentum and axis are unknown"
+LOWER_BOUND_NOTE = (
+    "The optimizer scales the loss and skips steps that overflow; the layers are updated in those too, so that the "
+    "numbers of updates are lower bounds"
+)
+AMBIGUOUS_NOTE = (
+    "{} has three arrays: the moving statistics and either gamma or beta; a weight file does not say which, and it "
+    "is read as {}"
+)
+
+
+def read_zip(path: str, stream: IO[bytes]) -> ModelFile:
+    """A ``.keras`` file, whatever its name."""
+    archive = Archive(cast("Any", stream), path)
+    names = archive.names()
+    if CONFIG not in names or WEIGHTS not in names:
+        missing = CONFIG if CONFIG not in names else WEIGHTS
+        found = ", ".join(quoted(name) for name in names[:5]) or "nothing"
+        raise unreadable(
+            path,
+            f"a zip archive without {missing}, so no Keras model (it holds {found})",
+            "Save the model with model.save('model.keras')",
+        )
+    config = load_json(archive.text(CONFIG), path, CONFIG)
+    weights, size = archive.stream(WEIGHTS)
+    store = Store([Hdf5File(cast("Any", weights), size, path).root], path)
+    return _whole_model(path, config, store)
+
+
+def read_folder(path: str) -> ModelFile:
+    """An unzipped ``.keras``: ``config.json`` beside the weights, which may be sharded."""
+    with contextlib.ExitStack() as stack:
+        config = load_json(_file_bytes(Path(path, CONFIG), path), path, CONFIG)
+        whole, index = Path(path, WEIGHTS), Path(path, INDEX)
+        if not whole.exists() and not index.exists():
+            raise unreadable(path, f"the folder holds {CONFIG} and no {WEIGHTS}", "Copy the whole folder")
+        files = [whole] if whole.exists() else _shards(index, path)
+        return _whole_model(path, config, _open_store(files, path, stack))
+
+
+def read_weights(path: str, root: Any) -> ModelFile:
+    """A ``.weights.h5`` of Keras 3, by the root of its HDF5 file."""
+    return _weights_only(path, "weights.h5", Store([root], path))
+
+
+def read_shards(path: str) -> ModelFile:
+    """A ``.weights.json`` and the files it names."""
+    with contextlib.ExitStack() as stack:
+        store = _open_store(_shards(Path(path), path), path, stack)
+        return _weights_only(path, "weights.json", store)
+
+
+def load_json(text: bytes | str, path: str, what: str) -> Config:
+    """A JSON object, or the error that says where it is damaged."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise unreadable(path, f"{what} is damaged ({quoted(str(error))[1:-1]})", "Save the model again") from None
+    if not isinstance(value, dict):
+        raise unreadable(path, f"{what} holds a {type(value).__name__} where a model's config is an object")
+    return cast("Config", value)
+
+
+def runner(path: str, records: Sequence[LayerRecord]) -> Runner:
+    """What runs the model of a file in Keras, which is imported only then."""
+    return partial(_run, path, tuple(record.name for record in records))
+
+
+def _run(path: str, names: tuple[str, ...], x: Any, capture: Sequence[str]) -> tuple[Any, Capture]:
+    from batchnorm.engines.keras import run_file
+
+    return run_file(path, x, capture, names)
+
+
+def _whole_model(path: str, config: Config, store: Store) -> ModelFile:
+    layers = read_layers(config)
+    steps, is_bound = store.iterations()
+    records: list[LayerRecord] = []
+    others: list[str] = []
+    notes: list[str] = [LOWER_BOUND_NOTE] if is_bound else []
+    for layer in layers:
+        if layer.is_norm:
+            records.append(counted(_known(path, layer, store), layer, steps))
+            continue
+        found = list(_hidden(path, layer, store, layers)) if layer.is_opaque else []
+        records += [record for record, _ in found]
+        if found:
+            notes.append(CUSTOM_NOTE.format(quoted("/".join(layer.names)) if layer.names else "the model"))
+            notes += [note for _, note in found if note]
+        elif layer.kind != "InputLayer":
+            others += ["/".join(layer.names)] if layer.names else _names_of(store)
+    named = numbered(records)
+    return ModelFile(
+        path=path,
+        format="keras",
+        layers=named,
+        other_layers=tuple(others),
+        notes=tuple(notes),
+        runner=runner(path, named),
+    )
+
+
+def _known(path: str, layer: Layer, store: Store) -> LayerRecord:
+    roles = roles_of(layer.config)
+    name = quoted("/".join(layer.names))
+    variables = store.variables(layer.storage, layer.names)
+    if variables is None or len(variables) < len(roles):
+        found = "none" if variables is None else f"{len(variables)} of {len(roles)}"
+        raise unreadable(
+            path,
+            f"layer {name} should have the arrays {', '.join(roles)} at {quoted('/'.join(layer.storage))}; "
+            f"the file holds {found}",
+            "A model that was saved before it was built has none: call it once on data, then save; otherwise the "
+            "file is damaged",
+        )
+    arrays = dict(zip(roles, variables.read(len(roles)), strict=True))
+    return norm_record(path, layer, arrays, ddof=0)
+
+
+def _hidden(path: str, layer: Layer, store: Store, layers: list[Layer]) -> Iterator[tuple[LayerRecord, str | None]]:
+    """Batch normalizations below a layer whose config does not show them, less those that another config shows."""
+    shown = {other.storage for other in layers if other.is_norm}
+    for variables in store.discover(layer.storage, layer.names):
+        if variables.path not in shown and variables.may_be_norm():
+            yield _guessed(path, variables)
+
+
+def _guessed(path: str, variables: Variables) -> tuple[LayerRecord, str | None]:
+    """A record from arrays alone; the number of arrays tells which there are, but for three."""
+    count = {2: 2, 5: 2, 3: 3, 6: 3}.get(len(variables), 4)
+    arrays = variables.read(count)
+    names = variables.names or ("batch_normalization",)
+    if count != 3:
+        return unknown_record(path, names, arrays, "BatchNormalization"), None
+    record = unknown_record(path, names, arrays[1:], "BatchNormalization")
+    # Every gamma starts at 1 and every beta at 0; a trained vector lies nearer to where it started.
+    values = arrays[0].astype(float)
+    role = "gamma" if float(abs(values - 1).mean()) < float(abs(values).mean()) else "beta"
+    return record.replace(**{role: arrays[0]}), AMBIGUOUS_NOTE.format(quoted("/".join(names)), role)
+
+
+def _weights_only(path: str, kind: str, store: Store) -> ModelFile:
+    found: list[tuple[LayerRecord, str | None]] = []
+    others: list[str] = []
+    for variables in store.discover():
+        if variables.may_be_norm():
+            found.append(_guessed(path, variables))
+        elif len(variables):
+            others.append("/".join(variables.names) or "the model itself")
+    notes = [WEIGHTS_NOTE, *(note for _, note in found if note)]
+    return ModelFile(
+        path=path,
+        format=kind,
+        layers=numbered(record for record, _ in found),
+        other_layers=tuple(others),
+        notes=tuple(notes),
+    )
+
+
+def _names_of(store: Store) -> list[str]:
+    return ["/".join(variables.names) for variables in store.discover() if len(variables) and variables.names]
+
+
+def _open_store(files: Sequence[Path], path: str, stack: contextlib.ExitStack) -> Store:
+    roots: list[Any] = []
+    for file in files:
+        try:
+            stream = stack.enter_context(file.open("rb"))
+        except OSError as error:
+            raise unreadable(path, f"{quoted(file.name)} cannot be read ({error.strerror})", "Copy all files") from None
+        roots.append(Hdf5File(stream, os.fstat(stream.fileno()).st_size, os.fspath(file)).root)
+    return Store(roots, path)
+
+
+def _shards(index: Path, path: str) -> list[Path]:
+    """The files that an index names; they lie beside it, under plain names."""
+    weight_map = load_json(_file_bytes(index, path), path, index.name).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise unreadable(path, f"{quoted(index.name)} has no weight_map, so it is no index of Keras weights")
+    names: dict[str, None] = {}
+    for value in cast("dict[str, Any]", weight_map).values():
+        for name in cast("list[Any]", value) if isinstance(value, list) else [value]:
+            if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+                raise unreadable(path, f"{quoted(index.name)} names {quoted(name)}, which is no file beside it")
+            names[name] = None
+    return [index.with_name(name) for name in names]
+
+
+def _file_bytes(file: Path, path: str) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MOST_TEXT + 1)
+    except OSError as error:
+        raise unreadable(path, f"{quoted(file.name)} cannot be read ({error.strerror})") from None
+    if len(data) > MOST_TEXT:
+        raise unreadable(path, f"{quoted(file.name)} is larger than any configuration")
+    return data

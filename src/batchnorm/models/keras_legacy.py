@@ -1,0 +1,227 @@
+"""Keras' older ``.h5`` files: whole models and weights of Keras 1, Keras 2, tf.keras, and Keras 3's old format.
+
+A group a layer, ``model_weights/<layer>``, whose attribute ``weight_names`` lists the arrays below it. A nested model
+or wrapper is one group, so that an inner layer is told by the names of its arrays.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from batchnorm.core.record import LayerRecord
+
+from .hdf5 import Dataset, Group
+from .keras_config import Layer, read_layers
+from .keras_file import WEIGHTS_NOTE, load_json, runner
+from .keras_records import counted, norm_record, numbered, roles_of, unknown_record
+from .modelfile import ModelFile, quoted, unreadable
+
+__all__ = ["is_legacy", "read_legacy"]
+
+# Keras 1 calls the moving variance running_std; it holds the variance.
+ROLES = {
+    "gamma": "gamma",
+    "beta": "beta",
+    "moving_mean": "moving_mean",
+    "moving_variance": "moving_variance",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",
+    "running_var": "moving_variance",
+}
+WEIGHT_NAME = re.compile(rf"^(.*?)[/_]?({'|'.join(ROLES)})(_\d+)?(:\d+)?$", re.DOTALL)
+COUNTER_NAME = re.compile(r"^iterations?(_\d+)?(:\d+)?$")
+
+
+@dataclass(slots=True)
+class Arrays:
+    """The arrays of one batch normalization inside a layer's group."""
+
+    prefix: str
+    roles: dict[str, Dataset] = field(default_factory=dict[str, Dataset])
+
+
+def is_legacy(root: Group) -> bool:
+    """Whether an HDF5 file has the layout of these formats."""
+    return (
+        root.attribute("model_config") is not None
+        or root.group("model_weights") is not None
+        or bool(_text_list(root, "layer_names"))
+    )
+
+
+def read_legacy(path: str, root: Group) -> ModelFile:
+    """The model of such a file; without ``model_config`` it is a file of weights."""
+    text = root.attribute("model_config")
+    weights = root.group("model_weights") or root
+    if text is None:
+        return _weights_only(path, weights)
+    if not isinstance(text, str):
+        raise unreadable(path, "its attribute model_config is no text", "Save the model again")
+    layers = read_layers(load_json(text, path, "the attribute model_config"))
+    version = _version(root) or _version(weights)
+    norms = [layer for layer in layers if layer.is_norm]
+    held = _assign(path, norms, weights)
+    steps = _iterations(root)
+    modern = version is not None and version >= 3
+    records = [
+        counted(_record(path, layer, found, version), layer, steps, honours_baked=not modern)
+        for layer, found in zip(norms, held, strict=True)
+    ]
+    named = numbered(records)
+    others = ["/".join(layer.names) for layer in layers if not layer.is_norm and layer.kind != "InputLayer"]
+    return ModelFile(
+        path=path,
+        format="hdf5",
+        layers=named,
+        other_layers=tuple(name for name in others if name),
+        runner=runner(path, named),
+    )
+
+
+def _record(path: str, layer: Layer, found: Arrays, version: int | None) -> LayerRecord:
+    roles = roles_of(layer.config)
+    missing = [role for role in roles if role not in found.roles]
+    if missing:
+        raise unreadable(
+            path,
+            f"layer {quoted('/'.join(layer.names))} has no {' and no '.join(missing)}; the file holds "
+            f"{', '.join(found.roles) or 'none of its arrays'}",
+            "The file is damaged, or was saved before the model was built",
+        )
+    if version is not None and version < 3:  # a wrapper folded time into the batch then: one update a call
+        layer.calls = [(baked, 1) for baked, _ in layer.calls]
+    arrays = {role: found.roles[role].read() for role in roles}
+    return norm_record(path, layer, arrays, ddof=_ddof(layer.config.get("axis"), version))
+
+
+def _ddof(axis: Any, version: int | None) -> int | None:
+    """Keras 3 stores the biased variance; tf.keras' fused operation, taken for images, the unbiased one.
+
+    tf.keras lists its axis counted from the front, so that [3] means channels-last images and [2] sequences. [1] may be
+    a matrix or channels-first images.
+    """
+    if version is not None and version >= 3:
+        return 0
+    return {3: 1, 2: 0}.get(cast("list[Any]", axis)[0]) if isinstance(axis, list) and axis else None
+
+
+def _assign(path: str, norms: list[Layer], weights: Group) -> list[Arrays]:
+    """The arrays of each layer: by name within the group of its outermost layer, by order where names do not tell."""
+    pools: dict[str, list[Arrays]] = {}
+    members: dict[str, list[Layer]] = {}
+    for layer in norms:
+        members.setdefault(layer.names[0], []).append(layer)
+    for top in members:
+        group = weights.group((top,)) or weights.group(top)
+        if group is None:
+            raise unreadable(
+                path, f"the file holds no arrays of layer {quoted(top)}", "The file is damaged, or its save was cut off"
+            )
+        pools[top] = _arrays_of(path, group)
+    return [_match(path, layer, members[layer.names[0]], pools[layer.names[0]]) for layer in norms]
+
+
+def _match(path: str, layer: Layer, siblings: list[Layer], pool: list[Arrays]) -> Arrays:
+    by_name = [arrays for arrays in pool if _is_named(arrays.prefix, layer.names)]
+    if len(by_name) == 1:
+        return by_name[0]
+    if len(pool) == len(siblings):
+        return pool[siblings.index(layer)]
+    raise unreadable(
+        path,
+        f"layer {quoted('/'.join(layer.names))} cannot be told apart: the file holds {len(pool)} sets of arrays for "
+        f"{len(siblings)} batch normalizations of {quoted(layer.names[0])}",
+        "The file is damaged, or its arrays were renamed",
+    )
+
+
+def _is_named(prefix: str, names: tuple[str, ...]) -> bool:
+    """Whether ``left/bn`` belongs to a layer of that path: the last names agree, the one before may be missing."""
+    parts = prefix.split("/")
+    if parts[-1] != names[-1]:
+        return False
+    return len(parts) < 2 or len(names) < 2 or parts[-2] == names[-2] or parts[-2] not in names
+
+
+def _arrays_of(path: str, group: Group) -> list[Arrays]:
+    found: dict[str, Arrays] = {}
+    for name in _text_list(group, "weight_names"):
+        match = WEIGHT_NAME.match(name)
+        if match is None:
+            continue
+        dataset = group.find(name)
+        if not isinstance(dataset, Dataset):
+            raise unreadable(
+                path, f"{quoted('/'.join(group.where))} lists the array {quoted(name)}, and the file does not hold it",
+                "The file is damaged",
+            )  # fmt: skip
+        prefix = match.group(1)
+        found.setdefault(prefix, Arrays(prefix)).roles[ROLES[match.group(2)]] = dataset
+    return [arrays for arrays in found.values() if "moving_mean" in arrays.roles or "moving_variance" in arrays.roles]
+
+
+def _weights_only(path: str, weights: Group) -> ModelFile:
+    records: list[LayerRecord] = []
+    others: list[str] = []
+    for top in _text_list(weights, "layer_names") or weights.names():
+        group = weights.group((top,)) or weights.group(top)
+        found = _arrays_of(path, group) if group is not None else []
+        records += [_unknown(path, top, arrays) for arrays in found if len(arrays.roles) >= 2]
+        if group is not None and not found and _text_list(group, "weight_names"):
+            others.append(top)
+    return ModelFile(
+        path=path,
+        format="hdf5 weights",
+        layers=numbered(records),
+        other_layers=tuple(others),
+        notes=(WEIGHTS_NOTE,),
+    )
+
+
+def _unknown(path: str, top: str, arrays: Arrays) -> LayerRecord:
+    inner = [part for part in arrays.prefix.split("/") if part]
+    names = (top,) if len(inner) < 2 and _same_layer(top, inner) else (top, *(part for part in inner if part != top))
+    missing = [role for role in ("moving_mean", "moving_variance") if role not in arrays.roles]
+    if missing:
+        raise unreadable(path, f"layer {quoted('/'.join(names))} has no {missing[0]}", "The file is damaged")
+    statistics = [arrays.roles[role].read() for role in ("moving_mean", "moving_variance")]
+    record = unknown_record(path, names, statistics, "BatchNormalization")
+    given = {role: arrays.roles[role].read() for role in ("gamma", "beta") if role in arrays.roles}
+    return record.replace(**given)
+
+
+def _same_layer(top: str, inner: list[str]) -> bool:
+    return not inner or inner[0] == top or inner[0].startswith(f"{top}_")
+
+
+def _iterations(root: Group) -> int | None:
+    """The optimizer's count of steps, wherever in ``optimizer_weights`` the optimizer of the day kept it."""
+    group = root.group("optimizer_weights")
+    for name in _text_list(group, "weight_names") if group is not None else ():
+        if COUNTER_NAME.match(name.rpartition("/")[2]):
+            dataset = group.find(name) if group is not None else None
+            if isinstance(dataset, Dataset) and dataset.shape in ((), (1,)):
+                value = dataset.read().reshape(())
+                return int(value) if float(value) >= 0 else None
+    return None
+
+
+def _text_list(group: Group, name: str) -> list[str]:
+    """A list in an attribute, which Keras splits over ``name0``, ``name1``, ... where it exceeds 64 kB."""
+    whole = group.attribute(name)
+    if whole is not None:
+        return cast("list[str]", whole) if isinstance(whole, list) else []
+    parts: list[str] = []
+    number = 0
+    while isinstance(part := group.attribute(f"{name}{number}"), list):
+        parts += cast("list[str]", part)
+        number += 1
+    return parts
+
+
+def _version(group: Group) -> int | None:
+    text = group.attribute("keras_version")
+    major = text.partition(".")[0] if isinstance(text, str) else ""
+    return int(major) if major.isdigit() else None

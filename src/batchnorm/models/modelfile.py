@@ -1,0 +1,89 @@
+"""What a reader hands back, and the one shape its refusals have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchnorm.core.protocols import Capture
+from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ModelFileError
+
+__all__ = ["ModelFile", "Runner", "unreadable"]
+
+Runner = Callable[[Any, Sequence[str]], tuple[Any, Capture]]
+"""Takes an input and the names of layers to capture; returns the outputs and what went in and out of those layers."""
+
+QUOTED = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """A trained model, read from a file or folder.
+
+    Parameters
+    ----------
+    path : str
+        Where it was read from.
+    format : str
+        ``"keras"``, ``"weights.h5"``, ``"weights.json"``, ``"hdf5"`` or ``"hdf5 weights"``.
+    layers : tuple of LayerRecord
+        Every batch normalization, in the order of the model's own list of layers. A layer that is used in several
+        places is there once. Names are unique: the second layer of the same path is ``left/bn#2``.
+    other_layers : tuple of str
+        Names of the layers that are no batch normalization and hold none; inputs are left out.
+    notes : tuple of str
+        Sentences a user should know about what could not be read.
+    runner : callable or None
+        Runs the model; None where the file holds weights and no graph.
+    """
+
+    path: str
+    format: str
+    layers: tuple[LayerRecord, ...]
+    other_layers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    runner: Runner | None = field(default=None, repr=False, compare=False)
+
+    def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
+        """Outputs of the model in inference mode, and what went in and out of the named layers.
+
+        Parameters
+        ----------
+        x : array, or list or dict of arrays
+            The input of the model, batch first; a dict where its inputs have names.
+        capture : sequence of str
+            Names of records, as in ``layers``.
+
+        Raises
+        ------
+        ModelFileError
+            The file holds no graph, or its engine cannot load it.
+        MissingExtra
+            The engine is not installed.
+        """
+        if self.runner is None:
+            raise unreadable(
+                self.path,
+                "it holds weights and no graph, so it cannot be run",
+                "Save the whole model with model.save('model.keras')",
+            )
+        return self.runner(x, capture)
+
+
+def unreadable(path: str | os.PathLike[str], reason: str, way_out: str | None = None) -> ModelFileError:
+    """The error of a file that cannot be read: one line of path, reason and way out.
+
+    Text that comes out of the file belongs through ``repr`` before it gets here, so that a hostile name cannot bring
+    a line break or a terminal escape along.
+    """
+    text = f"{os.fspath(path)}: {reason}."
+    return ModelFileError(text if way_out is None else f"{text} {way_out}.")
+
+
+def quoted(text: object) -> str:
+    """``repr`` of something a file said, cut to a length that fits a message."""
+    shown = ascii(text) if not str(text).isprintable() else repr(text)
+    return shown if len(shown) <= QUOTED else f"{shown[:QUOTED]}...({len(shown)} characters)"
