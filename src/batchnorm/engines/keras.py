@@ -1,10 +1,9 @@
-"""Keras as an engine: run the model of a file, and read a live model, whichever backend Keras is set to."""
+"""Keras as an engine: run the model of a file or a live one, whichever backend Keras is set to."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, cast
 
@@ -12,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.protocols import Capture
-from batchnorm.core.record import LayerRecord, Mode
-from batchnorm.errors import ArgumentError, ModelFileError, UnknownLayer, require
+from batchnorm.errors import ArgumentError, ModelFileError, Refused, UnknownLayer, require
 
-__all__ = ["live_layers", "live_records", "run_file", "run_live"]
+__all__ = ["array_of", "is_live", "live_layers", "run_file", "run_live"]
 
 PURPOSE = "Running this model"
 NORM_SETTINGS = ("axis", "epsilon", "momentum", "moving_mean", "moving_variance")
@@ -69,7 +67,7 @@ def run_live(
     inputs = _inputs(model, x)
     with contextlib.ExitStack() as stack:
         for name in captured:
-            stack.enter_context(_recorded(known[name], captured[name]))
+            stack.enter_context(_recorded(name, known[name], captured[name]))
         outputs = model(inputs, training=False)
     return _arrays(outputs), captured
 
@@ -79,54 +77,10 @@ def live_layers(model: Any) -> list[tuple[str, Any]]:
     return list(_named(model))
 
 
-def live_records(model: Any) -> tuple[LayerRecord, ...]:
-    """The records of a live Keras model; nothing of the model is changed.
-
-    Parameters
-    ----------
-    model : keras.Model or keras.layers.Layer
-        As found in a process that has imported Keras itself.
-
-    Returns
-    -------
-    tuple of LayerRecord
-        With copies of the arrays. ``updates`` comes from the model's own optimizer where it has one.
-    """
-    optimizer = getattr(model, "optimizer", None)
-    counter = getattr(optimizer, "iterations", None)
-    steps = None if counter is None else int(_array(counter))
-    return tuple(_live_record(name, layer, steps) for name, layer in _named(model))
-
-
 def is_live(value: Any) -> bool:
     """Whether an object is a Keras layer or model, found without importing Keras."""
     keras: Any = sys.modules.get("keras")
     return keras is not None and isinstance(value, keras.layers.Layer)
-
-
-def _live_record(name: str, layer: Any, steps: int | None) -> LayerRecord:
-    vectors: dict[str, NDArray[Any] | None] = {
-        role: None if getattr(layer, role, None) is None else _array(getattr(layer, role))
-        for role in ("gamma", "beta", "moving_mean", "moving_variance")
-    }
-    mean = cast("NDArray[Any]", vectors["moving_mean"])
-    mode: Mode = "by-call" if layer.trainable else "frozen"
-    record = LayerRecord(
-        name=name,
-        kind=type(layer).__name__,
-        channels=mean.size,
-        axis=int(layer.axis),
-        dtype=mean.dtype.name,
-        epsilon=float(layer.epsilon),
-        epsilon_source="file",
-        averaging="exponential",
-        decay=float(layer.momentum),
-        momentum=float(layer.momentum),
-        ddof=0,
-        mode=mode,
-        **vectors,
-    )
-    return record.with_updates(steps, "optimizer iterations") if layer.trainable else record
 
 
 def _load(keras: Any, path: str) -> Any:
@@ -184,15 +138,19 @@ def _children(layer: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _recorded(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Generator[None]:
+def _recorded(name: str, layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Generator[None]:
     original: Callable[..., Any] = layer.call
-    owner = threading.get_ident()
+    own = cast("dict[str, Any]", vars(layer)).get("call")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs = original(*args, **kwargs)
-        if threading.get_ident() == owner:
-            given = args[0] if args else kwargs["inputs"]
-            calls.append((_array(given), _array(outputs)))
+        try:
+            calls.append((array_of(args[0] if args else kwargs["inputs"]), array_of(outputs)))
+        except Exception as error:
+            raise Refused(
+                f"{name}: Keras calls this layer on a symbolic tensor ({type(error).__name__}), which has no values to "
+                "show; inside TimeDistributed, give the model's Input its number of time steps"
+            ) from error
         return outputs
 
     # Straight into the instance: Keras' own __setattr__ tracks and locks what it is given.
@@ -200,7 +158,10 @@ def _recorded(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Gen
     try:
         yield
     finally:
-        object.__delattr__(layer, "call")
+        if own is None:
+            object.__delattr__(layer, "call")
+        else:
+            object.__setattr__(layer, "call", own)
 
 
 def _inputs(model: Any, x: Any) -> Any:
@@ -214,7 +175,7 @@ def _inputs(model: Any, x: Any) -> Any:
         for array, shape in zip(many, cast("list[Any]", wanted), strict=False):
             _check_shape(array, shape)
         return many
-    array = np.asarray(x)
+    array: NDArray[Any] = np.asarray(cast("Any", x))
     if isinstance(wanted, tuple):
         _check_shape(array, cast("tuple[int | None, ...]", wanted))
     return array
@@ -243,9 +204,10 @@ def _arrays(outputs: Any) -> Any:
         return {key: _arrays(value) for key, value in cast("dict[Any, Any]", outputs).items()}
     if isinstance(outputs, (list, tuple)):
         return [_arrays(value) for value in cast("list[Any]", outputs)]
-    return _array(outputs)
+    return array_of(outputs)
 
 
-def _array(tensor: Any) -> NDArray[Any]:
+def array_of(tensor: Any) -> NDArray[Any]:
+    """A copy of a tensor or variable of any backend."""
     keras: Any = sys.modules["keras"]
     return np.array(keras.ops.convert_to_numpy(tensor))

@@ -124,6 +124,7 @@ class Archive:
                 while chunk := member.read(CHUNK):
                     target.write(chunk)
         except Exception as error:
+            target.close()
             detail = quoted(f"{type(error).__name__}: {error}")[1:-1]
             raise unreadable(
                 self.path, f"{info.filename} is damaged ({detail})", "Save or download the file again"

@@ -32,6 +32,7 @@ LOWER_BOUND_NOTE = (
     "The optimizer scales the loss and skips steps that overflow; the layers are updated in those too, so that the "
     "numbers of updates are lower bounds"
 )
+SHARED_NOTE = "{} and {} are one layer, stored once; Keras itself cannot load such a file"
 AMBIGUOUS_NOTE = (
     "{} has three arrays: the moving statistics and either gamma or beta; a weight file does not say which, and it "
     "is read as {}"
@@ -52,8 +53,9 @@ def read_zip(path: str, stream: IO[bytes]) -> ModelFile:
         )
     config = load_json(archive.text(CONFIG), path, CONFIG)
     weights, size = archive.stream(WEIGHTS)
-    store = Store([Hdf5File(cast("Any", weights), size, path).root], path)
-    return _whole_model(path, config, store)
+    with contextlib.closing(weights):
+        store = Store([Hdf5File(cast("Any", weights), size, path).root], path)
+        return _whole_model(path, config, store)
 
 
 def read_folder(path: str) -> ModelFile:
@@ -102,11 +104,11 @@ def _run(path: str, names: tuple[str, ...], x: Any, capture: Sequence[str]) -> t
 
 
 def _whole_model(path: str, config: Config, store: Store) -> ModelFile:
-    layers = read_layers(config)
+    layers, notes = _without_repeats(read_layers(config), store)
     steps, is_bound = store.iterations()
     records: list[LayerRecord] = []
     others: list[str] = []
-    notes: list[str] = [LOWER_BOUND_NOTE] if is_bound else []
+    notes += [LOWER_BOUND_NOTE] if is_bound else []
     for layer in layers:
         if layer.is_norm:
             records.append(counted(_known(path, layer, store), layer, steps))
@@ -127,6 +129,33 @@ def _whole_model(path: str, config: Config, store: Store) -> ModelFile:
         notes=tuple(notes),
         runner=runner(path, named),
     )
+
+
+def _without_repeats(layers: list[Layer], store: Store) -> tuple[list[Layer], list[str]]:
+    """Join a layer object that sits in two models: Keras stores it once, where it comes first, and marks it nowhere."""
+    kept: list[Layer] = []
+    notes: list[str] = []
+    for layer in layers:
+        stored = not layer.is_norm or store.variables(layer.storage) is not None
+        first = None if stored else next((other for other in kept if other.is_norm and _alike(other, layer)), None)
+        if first is None:
+            kept.append(layer)
+            continue
+        first.calls = first.calls + layer.calls
+        pair = (quoted("/".join(first.names)), quoted("/".join(layer.names)))
+        notes.append(SHARED_NOTE.format(*pair))
+    return kept, notes
+
+
+def _alike(first: Layer, second: Layer) -> bool:
+    return _unmarked(first.config) == _unmarked(second.config)
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, dict):
+        settings = cast("Config", value)
+        return {key: _unmarked(inner) for key, inner in settings.items() if key != "shared_object_id"}
+    return value
 
 
 def _known(path: str, layer: Layer, store: Store) -> LayerRecord:

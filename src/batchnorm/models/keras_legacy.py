@@ -14,7 +14,7 @@ from batchnorm.core.record import LayerRecord
 
 from .hdf5 import Dataset, Group
 from .keras_config import Layer, read_layers
-from .keras_file import WEIGHTS_NOTE, load_json, runner
+from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, load_json, runner
 from .keras_records import counted, norm_record, numbered, roles_of, unknown_record
 from .modelfile import ModelFile, quoted, unreadable
 
@@ -62,20 +62,22 @@ def read_legacy(path: str, root: Group) -> ModelFile:
     layers = read_layers(load_json(text, path, "the attribute model_config"))
     version = _version(root) or _version(weights)
     norms = [layer for layer in layers if layer.is_norm]
-    held = _assign(path, norms, weights)
+    held, hidden = _assign(path, norms, weights, [layer for layer in layers if layer.is_opaque])
     steps = _iterations(root)
     modern = version is not None and version >= 3
     records = [
         counted(_record(path, layer, found, version), layer, steps, honours_baked=not modern)
         for layer, found in zip(norms, held, strict=True)
     ]
+    records += [_unknown(path, top, arrays) for top, arrays in hidden]
     named = numbered(records)
     others = ["/".join(layer.names) for layer in layers if not layer.is_norm and layer.kind != "InputLayer"]
     return ModelFile(
         path=path,
         format="hdf5",
         layers=named,
-        other_layers=tuple(name for name in others if name),
+        other_layers=tuple(name for name in others if name and name not in (top for top, _ in hidden)),
+        notes=tuple(CUSTOM_NOTE.format(quoted(top)) for top in dict.fromkeys(top for top, _ in hidden)),
         runner=runner(path, named),
     )
 
@@ -107,8 +109,13 @@ def _ddof(axis: Any, version: int | None) -> int | None:
     return {3: 1, 2: 0}.get(cast("list[Any]", axis)[0]) if isinstance(axis, list) and axis else None
 
 
-def _assign(path: str, norms: list[Layer], weights: Group) -> list[Arrays]:
-    """The arrays of each layer: by name within the group of its outermost layer, by order where names do not tell."""
+def _assign(
+    path: str, norms: list[Layer], weights: Group, opaque: list[Layer]
+) -> tuple[list[Arrays], list[tuple[str, Arrays]]]:
+    """The arrays of each layer, and those of layers that a custom class hides.
+
+    A layer is told by name within the group of its outermost layer, by its place where names do not tell.
+    """
     pools: dict[str, list[Arrays]] = {}
     members: dict[str, list[Layer]] = {}
     for layer in norms:
@@ -120,7 +127,13 @@ def _assign(path: str, norms: list[Layer], weights: Group) -> list[Arrays]:
                 path, f"the file holds no arrays of layer {quoted(top)}", "The file is damaged, or its save was cut off"
             )
         pools[top] = _arrays_of(path, group)
-    return [_match(path, layer, members[layer.names[0]], pools[layer.names[0]]) for layer in norms]
+    held = [_match(path, layer, members[layer.names[0]], pools[layer.names[0]]) for layer in norms]
+    hidden: list[tuple[str, Arrays]] = []
+    for top in dict.fromkeys(layer.names[0] for layer in opaque if layer.names):
+        group = weights.group((top,))
+        found = pools[top] if top in pools else _arrays_of(path, group) if group is not None else []
+        hidden += [(top, arrays) for arrays in found if arrays not in held]
+    return held, hidden
 
 
 def _match(path: str, layer: Layer, siblings: list[Layer], pool: list[Arrays]) -> Arrays:

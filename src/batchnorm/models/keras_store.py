@@ -17,6 +17,7 @@ __all__ = ["Store", "Variables"]
 SKIPPED = ("optimizer", "metrics", "_metrics")
 NORM_NAME = re.compile(r"batch_?norm|(^|_)bn(\d|_|$)", re.IGNORECASE)
 OTHER_NORM = re.compile(r"layer_?norm|group_?norm|instance_?norm|unit_?norm|rms_?norm|dense|conv", re.IGNORECASE)
+LISTS = ("layers", "_layer_checkpoint_dependencies")
 MOST_GROUPS = 200_000
 
 
@@ -68,6 +69,8 @@ class Store:
         self.path = path
         self._roots = tuple(roots)
         # Keras 2.12 wrote this in place of "layers" in every path.
+        # Newer files give every layer a name; what has none is a list or dictionary of layers, and no part of the path.
+        self._names_all = any(_label(root.group(("vars",))) for root in self._roots)
         self._old = any("_layer_checkpoint_dependencies" in root.names() for root in self._roots)
 
     def variables(self, path: tuple[str, ...], names: tuple[str, ...] = ()) -> Variables | None:
@@ -123,8 +126,9 @@ class Store:
                 found = merged.setdefault(path, Variables(path, names))
                 self._collect(child, found)
                 continue
-            label = _label(child.group(("vars",))) if name not in ("layers", "_layer_checkpoint_dependencies") else ""
-            inner = names if label == "" else (*names, label or name)
+            held = child.group(("vars",))
+            is_list = name in LISTS or (self._names_all and held is None)
+            inner = names if is_list else (*names, _label(held) or name)
             self._descend(child, (*path, name), inner, merged, seen, number)
 
     def _collect(self, held: Group, into: Variables) -> None:

@@ -1,0 +1,74 @@
+"""A live Keras model as a ModelFile; Keras is found in the process, never imported, and nothing of it is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from functools import partial
+from typing import Any
+
+from batchnorm.core.record import LayerRecord
+from batchnorm.engines.keras import array_of, live_layers, run_live
+
+from .keras_config import Layer, read_layers
+from .keras_records import counted, norm_record, roles_of
+from .modelfile import ModelFile
+
+__all__ = ["from_live"]
+
+
+def from_live(model: Any) -> ModelFile:
+    """Read a live Keras model, or a single layer.
+
+    Parameters
+    ----------
+    model : keras.Model or keras.layers.Layer
+        Built: its variables exist.
+
+    Returns
+    -------
+    ModelFile
+        With the model's name as path and copies of its arrays. Names are those that a file of the model would have,
+        and ``updates`` comes from the model's own optimizer, where it has one.
+    """
+    steps = _steps(model)
+    shown = _serialised(model)
+    found = live_layers(model)
+    records = tuple(_record(str(model.name), name, layer, shown, steps) for name, layer in found)
+    return ModelFile(
+        path=str(model.name),
+        format="keras",
+        layers=records,
+        other_layers=tuple(str(layer.name) for layer in getattr(model, "layers", ())) if not found else (),
+        runner=partial(run_live, model),
+    )
+
+
+def _record(path: str, name: str, live: Any, shown: dict[str, Layer], steps: int | None) -> LayerRecord:
+    known = shown.get(name)
+    layer = Layer(
+        names=(name,),
+        storage=(),
+        kind=type(live).__name__,
+        config=dict(live.get_config()),
+        trainable=bool(live.trainable),
+        is_norm=True,
+    )
+    if known is not None:
+        layer.calls = known.calls
+    arrays = {role: array_of(getattr(live, role)) for role in roles_of(layer.config)}
+    return counted(norm_record(path, layer, arrays, ddof=0), layer, steps)
+
+
+def _serialised(model: Any) -> dict[str, Layer]:
+    """What the config of the model tells of its layers' calls; nothing where a class cannot be serialised."""
+    keras: Any = sys.modules["keras"]
+    with contextlib.suppress(Exception):
+        config: Any = keras.saving.serialize_keras_object(model)
+        return {"/".join(layer.names): layer for layer in read_layers(config) if layer.is_norm}
+    return {}
+
+
+def _steps(model: Any) -> int | None:
+    counter = getattr(getattr(model, "optimizer", None), "iterations", None)
+    return None if counter is None else int(array_of(counter))
