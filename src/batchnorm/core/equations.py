@@ -225,13 +225,17 @@ def _clip(xp: Any, value: Any, low: float | None, high: float | None) -> Any:
     return value if high is None else xp.where(value > high, high, value)
 
 
-def parameter_gradients(xp: Any, grad: Any, x_hat: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+def parameter_gradients(xp: Any, grad: Any, x_hat: Any, axes: tuple[int, ...], mask: Any = None) -> tuple[Any, Any]:
     """``sum(grad), sum(grad * x_hat)`` over ``axes``: the gradients of beta and gamma.
 
     Every position takes part, masked or not: a masked position is normalised like any other, it only does not count
-    in the statistics.
+    in the statistics. Only a NaN or an infinity in padding that the loss ignores (gradient 0) is left out, for which
+    the mask is needed.
     """
-    return xp.sum(grad, axis=axes, keepdims=True), xp.sum(grad * x_hat, axis=axes, keepdims=True)
+    product = grad * x_hat
+    if mask is not None:
+        product = xp.where(mask, product, xp.where(grad == 0, 0 * grad, product))
+    return xp.sum(grad, axis=axes, keepdims=True), xp.sum(product, axis=axes, keepdims=True)
 
 
 def input_gradient(xp: Any, grad: Any, x_hat: Any, scale: Any, sums: tuple[Any, Any], count: Any, mask: Any) -> Any:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from batchnorm.errors import ArgumentError
 
 from . import equations
-from .plan import Plan, mask_shape, plan
+from .arrays import QUIET, as_float, parameter, prepare, result_dtype
+from .plan import Plan
 
 __all__ = ["Gradients", "Moments", "as_float", "batch_norm", "batch_norm_grad", "moments", "normalize"]
 
@@ -25,8 +26,8 @@ Axis = int | tuple[int, ...]
 class Moments(NamedTuple):
     """Moments of a batch, per channel, in float64.
 
-    ``count`` is an int, or an array of the channels' shape where a mask counts; ``mean`` and ``variance`` (divisor
-    count) have the shape of the channel axes.
+    ``count`` is an int, the same for every channel; ``mean`` and ``variance`` (divisor count) have the shape of the
+    channel axes.
     """
 
     count: Any
@@ -42,6 +43,7 @@ class Gradients(NamedTuple):
     beta: NDArray[np.float64]
 
 
+@np.errstate(**QUIET)
 def moments(x: ArrayLike, axis: Axis = -1, *, mask: ArrayLike | None = None) -> Moments:
     """Count, mean and variance of each channel over all other axes.
 
@@ -79,11 +81,12 @@ def moments(x: ArrayLike, axis: Axis = -1, *, mask: ArrayLike | None = None) -> 
     >>> moments([[1.0], [5.0]])
     Moments(count=2, mean=array([3.]), variance=array([4.]))
     """
-    wide, how, counted = _prepare(x, axis, mask, "moments")
+    wide, how, counted = prepare(x, axis, mask, "moments")
     batch = _batch_moments(wide, how, counted, "moments")
     return _public(batch, how)
 
 
+@np.errstate(**QUIET)
 def normalize(
     x: ArrayLike,
     mean: ArrayLike,
@@ -125,12 +128,13 @@ def normalize(
     >>> normalize([[1.0], [5.0]], [0.05885344], [0.91000736], [0.80644524], epsilon=1e-3).round(6).ravel()
     array([0.795191, 4.174858])
     """
-    wide, how, _ = _prepare(x, axis, None, "normalize")
+    wide, how, _ = prepare(x, axis, None, "normalize")
     _check_epsilon(epsilon, "normalize")
     m, v, g, b = _parameters(how, "normalize", mean=mean, variance=variance, gamma=gamma, beta=beta)
-    return equations.normalized(np, wide, m, v, g, b, epsilon).astype(_result_dtype(x))
+    return equations.normalized(np, wide, m, v, g, b, epsilon).astype(result_dtype(x))
 
 
+@np.errstate(**QUIET)
 def batch_norm(
     x: ArrayLike,
     gamma: ArrayLike | None = None,
@@ -169,14 +173,15 @@ def batch_norm(
     >>> y.round(5).ravel()
     array([-0.99988,  0.99988])
     """
-    wide, how, counted = _prepare(x, axis, mask, "batch_norm")
+    wide, how, counted = prepare(x, axis, mask, "batch_norm")
     _check_epsilon(epsilon, "batch_norm")
     g, b = _parameters(how, "batch_norm", gamma=gamma, beta=beta)
     batch = _batch_moments(wide, how, counted, "batch_norm")
     x_hat = equations.standardize(wide, batch.high, batch.low, equations.inv_std(np, batch.variance, epsilon))
-    return equations.affine(x_hat, g, b).astype(_result_dtype(x)), _public(batch, how)
+    return equations.affine(x_hat, g, b).astype(result_dtype(x)), _public(batch, how)
 
 
+@np.errstate(**QUIET)
 def batch_norm_grad(
     grad: ArrayLike,
     x: ArrayLike,
@@ -218,7 +223,7 @@ def batch_norm_grad(
     >>> batch_norm_grad([[1.0], [0.0]], [[1.0], [5.0]], epsilon=1.0).beta
     array([1.])
     """
-    wide, how, counted = _prepare(x, axis, mask, "batch_norm_grad")
+    wide, how, counted = prepare(x, axis, mask, "batch_norm_grad")
     _check_epsilon(epsilon, "batch_norm_grad")
     upstream = as_float(grad, "batch_norm_grad").astype(np.float64)
     if upstream.shape != wide.shape:
@@ -227,42 +232,11 @@ def batch_norm_grad(
     batch = _batch_moments(wide, how, counted, "batch_norm_grad")
     inverse = equations.inv_std(np, batch.variance, epsilon)
     x_hat = equations.standardize(wide, batch.high, batch.low, inverse)
-    sums = equations.parameter_gradients(np, upstream, x_hat, how.reduced)
+    sums = equations.parameter_gradients(np, upstream, x_hat, how.reduced, counted)
     scale = inverse if g is None else inverse * g
     dx = equations.input_gradient(np, upstream, x_hat, scale, sums, batch.count, counted)
     dbeta, dgamma = (s.reshape(how.channel_shape) for s in sums)
-    return Gradients(dx.astype(_result_dtype(x)), dgamma, dbeta)
-
-
-def as_float(x: ArrayLike, who: str) -> Array:
-    """``x`` as a floating-point array; integers and booleans become float64.
-
-    Raises
-    ------
-    TypeError
-        Complex numbers (their variance is not defined here), strings, objects.
-    """
-    array = np.asarray(x)
-    if array.dtype.kind in "iub":
-        return array.astype(np.float64)
-    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-        return array
-    raise TypeError(f"{who}: the input must hold real numbers; got dtype {array.dtype}.")
-
-
-def _prepare(x: ArrayLike, axis: Axis, mask: ArrayLike | None, who: str) -> tuple[Array, Plan, Array | None]:
-    array = as_float(x, who)
-    how = plan(array.shape, axis, who)
-    wide = array.astype(np.promote_types(np.float64, array.dtype) if array.dtype.kind == "f" else np.float64)
-    return wide, how, None if mask is None else _full_mask(mask, array.shape, how, who)
-
-
-def _full_mask(mask: ArrayLike, shape: tuple[int, ...], how: Plan, who: str) -> Array:
-    given = np.asarray(mask)
-    if given.dtype != np.bool_:
-        raise TypeError(f"{who}: mask must be boolean, True where an element counts; got dtype {given.dtype}.")
-    aligned, full = mask_shape(given.shape, shape, how.kept, who)
-    return np.broadcast_to(given.reshape(aligned), full)
+    return Gradients(dx.astype(result_dtype(x)), dgamma, dbeta)
 
 
 def _batch_moments(wide: Array, how: Plan, counted: Array | None, who: str) -> equations.Moments:
@@ -278,23 +252,9 @@ def _public(batch: equations.Moments, how: Plan) -> Moments:
 
 
 def _parameters(how: Plan, who: str, **given: ArrayLike | None) -> list[Any]:
-    return [None if value is None else _parameter(how, who, name, value) for name, value in given.items()]
-
-
-def _parameter(how: Plan, who: str, name: str, value: ArrayLike) -> Array:
-    array = as_float(value, who).astype(np.float64)
-    if array.shape not in (how.channel_shape, how.broadcast_shape):
-        raise ArgumentError(
-            f"{who}: {name} must have the shape {how.channel_shape} of the channel axes; got {array.shape}."
-        )
-    return array.reshape(how.broadcast_shape)
+    return [None if value is None else parameter(how, who, name, value) for name, value in given.items()]
 
 
 def _check_epsilon(epsilon: float, who: str) -> None:
     if not epsilon >= 0:
         raise ArgumentError(f"{who}: epsilon must be at least 0; got {epsilon}.")
-
-
-def _result_dtype(x: ArrayLike) -> Any:
-    dtype = np.asarray(x).dtype
-    return np.dtype(np.float64) if dtype.kind in "iub" else dtype

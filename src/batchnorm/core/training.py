@@ -83,14 +83,18 @@ def state_names(rule: Rule) -> dict[str, float]:
 
 
 def inference_statistics(xp: Any, rule: Rule, state: State) -> tuple[Any, Any]:
-    """Mean and variance that inference normalises with: the moving ones, less their initial value if debiased."""
+    """Mean and variance that inference normalises with: the moving ones, less their initial value if debiased.
+
+    The variance is never negative: early on, the initial value's rounding can exceed a small debiased variance.
+    """
     mean, variance = state["moving_mean"], state["moving_variance"]
     if rule.statistics != "debiased":
         return mean, variance
     remaining = state["remaining"]
+    variance = equations.without_initial(xp, variance, 1.0, remaining)
     return (
         equations.without_initial(xp, mean, 0.0, remaining),
-        equations.without_initial(xp, variance, 1.0, remaining),
+        xp.where(variance < 0, 0 * variance, variance),
     )
 
 
@@ -128,11 +132,11 @@ def update(xp: Any, rule: Rule, state: State, batch: Moments) -> tuple[State, An
     skipped : array of bool
         Channels left alone by the guard; never true without it.
     """
-    finite = xp.isfinite(batch.mean + batch.variance)
+    stored = equations.sample_variance(xp, batch.variance, batch.count, rule.ddof)
+    finite = xp.where(xp.isfinite(batch.mean), xp.isfinite(stored), False)
     counted = xp.where(finite, batch.count, batch.count) > 1  # of the arrays' shape, also where count is one number
     skipped = xp.where(finite, False, counted) if rule.guard else xp.where(finite, False, False)
     applied = xp.where(skipped, False, counted)
-    stored = equations.sample_variance(xp, batch.variance, batch.count, rule.ddof)
     new = _averaged(xp, rule, state, batch, stored)
     return {name: xp.where(applied, new[name], old) for name, old in state.items()}, skipped
 

@@ -1,0 +1,103 @@
+"""Checks of a layer's constructor arguments, with messages that name the layer, the value and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchnorm.core.equations import Limits
+from batchnorm.errors import ArgumentError
+
+__all__ = [
+    "dtype_name",
+    "non_negative_int",
+    "one_of",
+    "positive",
+    "positive_int",
+    "positive_int_or_none",
+    "renorm_limits",
+    "share",
+]
+
+
+def positive(who: str, name: str, value: Any) -> float:
+    """``value`` as a float above 0 and below infinity."""
+    number = _number(who, name, value)
+    if not 0 < number < float("inf"):
+        raise ArgumentError(f"{who}: {name} must be positive and finite; got {value}.")
+    return number
+
+
+def share(who: str, name: str, value: Any) -> float:
+    """``value`` as a float from 0 to 1: the share of the old value that one update keeps."""
+    number = _number(who, name, value)
+    if not 0 <= number <= 1:
+        raise ArgumentError(
+            f"{who}: {name} must lie between 0 and 1, the share of the old value that one update keeps; got {value}."
+        )
+    return number
+
+
+def one_of(who: str, name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """``value``, which must be among ``choices``."""
+    if value not in choices:
+        raise ArgumentError(f"{who}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+    return value
+
+
+def positive_int(who: str, name: str, value: Any) -> int:
+    """``value`` as an int of at least 1."""
+    return _int_from(who, name, value, 1)
+
+
+def positive_int_or_none(who: str, name: str, value: Any) -> int | None:
+    """``value`` as an int of at least 1; None stays."""
+    return None if value is None else positive_int(who, name, value)
+
+
+def non_negative_int(who: str, name: str, value: Any) -> int:
+    """``value`` as an int of at least 0."""
+    return _int_from(who, name, value, 0)
+
+
+def dtype_name(dtype: Any) -> str:
+    """NumPy's name of a dtype, or what was given where NumPy knows none."""
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
+
+
+def renorm_limits(who: str, clipping: Mapping[str, float] | None) -> Limits:
+    """The limits of batch renormalization from Keras' ``renorm_clipping``; a missing one does not clip."""
+    given = dict(clipping or {})
+    unknown = sorted(set(given) - {"rmin", "rmax", "dmax"})
+    if unknown:
+        raise ArgumentError(f"{who}: renorm_clipping takes 'rmin', 'rmax' and 'dmax'; got {unknown}.")
+    limits = Limits(**{name: _number(who, f"renorm_clipping[{name!r}]", value) for name, value in given.items()})
+    if limits.rmin is not None and limits.rmax is not None and limits.rmax < limits.rmin:
+        raise ArgumentError(
+            f"{who}: renorm_clipping must have rmin <= rmax; got rmin={limits.rmin} and rmax={limits.rmax}."
+        )
+    if limits.dmax is not None and not limits.dmax >= 0:
+        raise ArgumentError(f"{who}: renorm_clipping['dmax'] must be at least 0; got {limits.dmax}.")
+    return limits
+
+
+def _int_from(who: str, name: str, value: Any, lowest: int) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = lowest - 1
+    if number < lowest or number != value:
+        raise ArgumentError(f"{who}: {name} must be an integer of at least {lowest}; got {value!r}.")
+    return number
+
+
+def _number(who: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{who}: {name} must be a number; got {value!r}.") from None
