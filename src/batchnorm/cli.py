@@ -166,10 +166,13 @@ def _print(result: Any, form: str, as_json: bool, wide: bool) -> None:
         return
     document = result.to_document()
     if form == "markdown":
-        from batchnorm.render.markdown import render
+        from batchnorm.render.markdown import render as as_markdown
 
-        click.echo(render(document))
+        click.echo(as_markdown(document))
         return
-    from batchnorm.render.text import console, draw
+    from batchnorm.render import text
 
-    draw(document, console(wide=wide), wide=wide)
+    if sys.stdout.isatty():
+        text.draw(document, text.console(wide=wide), wide=wide)
+    else:
+        click.echo(text.render(document, wide=wide))

@@ -11,8 +11,6 @@ import numpy as np
 
 from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
-from batchnorm.core.training import inference_statistics
-from batchnorm.errors import ModelFileError
 
 __all__ = ["from_live"]
 
@@ -22,7 +20,7 @@ def from_live(value: Any) -> Model | None:
 
     Raises
     ------
-    ModelFileError
+    ArgumentError
         A layer that has no weights yet.
     """
     if "batchnorm.layers.numpy" in sys.modules:
@@ -57,10 +55,8 @@ class LayerModel:
 
 
 def _record(layer: Any) -> LayerRecord:
-    if not layer.built:
-        raise ModelFileError(f"{layer.name}: the layer has no weights yet; call it on data, or build it, first.")
-    mean, variance = inference_statistics(np, layer.rule, layer.state)
-    averaged = layer.statistics == "moving"
+    mean, variance = layer.inference_statistics()
+    averaged = layer.rule.statistics == "moving"
     record = LayerRecord(
         name=layer.name,
         kind=type(layer).__name__,
@@ -68,12 +64,12 @@ def _record(layer: Any) -> LayerRecord:
         channel_shape=np.shape(mean),
         axis=layer.axis,
         dtype=np.asarray(mean).dtype.name,
-        epsilon=layer.epsilon,
+        epsilon=layer.rule.epsilon,
         epsilon_source="file",
-        averaging="cumulative" if layer.statistics == "cumulative" else "exponential",
-        decay=layer.momentum if averaged else None,
-        momentum=layer.momentum,
-        ddof=layer.ddof,
+        averaging="cumulative" if layer.rule.statistics == "cumulative" else "exponential",
+        decay=layer.rule.decay if averaged else None,
+        momentum=layer.rule.decay,
+        ddof=layer.rule.ddof,
         mode="by-call" if layer.trainable else "frozen",
         gamma=layer.gamma,
         beta=layer.beta,

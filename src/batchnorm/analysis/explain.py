@@ -214,7 +214,7 @@ def _value(
 ) -> Value:
     index = () if arranged is None else arranged.index(channel, position)
     y = used.output(x)
-    model_y = None if request.model_y is None else float(request.model_y[index])
+    model_y = None if request.model_y is None else float(request.model_y.item(*index))
     difference = None if model_y is None or y is None else model_y - y
     return Value(index, x, y, used.formula(x), model_y, difference)
 

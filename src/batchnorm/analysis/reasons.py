@@ -345,9 +345,10 @@ def _lower_momentum(case: Case) -> str | None:
     if weight is None or weight < GONE or not record.updates or record.untouched():
         return None
     enough = math.floor(1000 * GONE ** (1 / record.updates)) / 1000
+    spelled = enough if record.momentum in (None, record.decay) else round(1 - enough, 3)
     return (
-        f"For so short a training take a smaller momentum: {digits(enough)} forgets the initial value within "
-        f"{count(record.updates, 'update')}. (PyTorch counts the other way: momentum={digits(round(1 - enough, 3))}.)"
+        f"For so short a training choose another momentum: {digits(spelled)} forgets the initial value within "
+        f"{count(record.updates, 'update')}."
     )
 
 

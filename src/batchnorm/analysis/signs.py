@@ -101,7 +101,7 @@ def _not_converged(record: LayerRecord) -> Sign | None:
     where = _shows_initial(record, share, weight)
     if where.mean() < INITIAL_SHARE:
         return None
-    return _sign("warning", "BN107", where, f"{percent(float(share.max()))} of the variance is its initial value")
+    return _sign("warning", "BN107", where, f"variance {percent(float(share.max()))} initial value")
 
 
 def _shows_initial(record: LayerRecord, share: NDArray[np.float64], weight: float) -> NDArray[np.bool_]:

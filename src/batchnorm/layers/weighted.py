@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from batchnorm.core.arrays import as_axis, as_float
 from batchnorm.core.plan import Plan, plan
-from batchnorm.core.training import Renorm, Rule, State, Statistics, state_names
+from batchnorm.core.training import Renorm, Rule, State, Statistics, inference_statistics, state_names
 from batchnorm.errors import ArgumentError
 
 from . import arguments
@@ -109,6 +109,18 @@ class Weighted:
     def moving_variance(self) -> Array | None:
         """The moving average of the batch variances, as stored."""
         return self._state.get("moving_variance")
+
+    def inference_statistics(self) -> tuple[Array, Array]:
+        """Mean and variance that inference normalises with: the moving ones, debiased where that is asked for.
+
+        Raises
+        ------
+        ArgumentError
+            The layer has no weights yet.
+        """
+        if not self.built:
+            raise ArgumentError(f"{self.name}: the layer has no weights yet. Call it on data, or build it, first.")
+        return inference_statistics(np, self.rule, self._state)
 
     @property
     def weight_names(self) -> tuple[str, ...]:

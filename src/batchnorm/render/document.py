@@ -29,7 +29,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in cast("list[Any]", value)]
-    return value
+    return cast("Any", value)
 
 
 def dumps(document: Mapping[str, Any]) -> str:

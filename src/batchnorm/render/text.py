@@ -7,7 +7,7 @@ move the cursor, colour the screen or break a line.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -35,10 +35,8 @@ def draw(document: Document, to: Console, *, wide: bool = False) -> None:
 
 
 def console(*, wide: bool = False) -> Console:
-    """Standard output: coloured on a terminal, plain when piped; at most 80 columns unless ``wide``."""
-    found = Console(highlight=False, emoji=False, soft_wrap=False)
-    if not found.is_terminal:
-        return Console(highlight=False, emoji=False, width=WIDE if wide else WIDTH)
+    """The terminal, at most 80 columns of it unless ``wide``; ``NO_COLOR`` is respected."""
+    found = Console(highlight=False, emoji=False)
     return found if wide else Console(highlight=False, emoji=False, width=min(found.width, WIDTH))
 
 
@@ -79,11 +77,13 @@ def draw_explain(document: Document, to: Console, wide: bool) -> None:
 
 
 def _draw_layer(document: Document, layer: Document, to: Console) -> None:
-    head = Text(printable(document["model"]["path"]) + "  ", style="dim")
-    head.append(printable(layer["name"]), style="bold")
     channels = layer["channels"]
-    head.append(f"  {layer['kind']}, {channels} channel{'' if channels == 1 else 's'}, axis {layer['axis']}")
+    head = Text(printable(layer["name"]), style="bold")
+    size = f"{channels} channel{'' if channels == 1 else 's'}"
+    head.append(f": {printable(layer['kind'])} of {size} on axis {layer['axis']}", style="not bold")
     to.print(head)
+    if document["model"]["format"] != "arrays":
+        to.print(Text(f"in {printable(document['model']['path'])}", style="dim"))
     to.print()
     to.print(Text("  " + _equation(layer), style="italic"))
     to.print()
@@ -128,17 +128,39 @@ def _channel_table(layer: Document) -> Table:
 def _draw_values(layer: Document, channel: Document, to: Console) -> None:
     if layer["channels"] > 1:
         to.print(Text(f"  channel {channel['channel']}", style="bold"))
-    engine = any(value["model_y"] is not None for value in channel["values"])
-    heads = ["x", "y", *(["the model's y"] if engine else []), "arithmetic"]
-    table = _table(heads, left=("arithmetic",))
-    for value in channel["values"]:
-        model = [_short(value["model_y"], 8)] if engine else []
-        y = "unknown" if value["y"] is None else _short(value["y"], 8)
-        _add_row(table, (_short(value["x"], 8), y, *model, value["formula"]))
-    _print_table(table, to)
+    values = channel["values"]
+    longest = max((len(value["formula"]) for value in values), default=0)
+    if longest + BESIDE <= to.width:
+        _draw_beside(values, to)
+    else:
+        _draw_below(values, to)
     if channel["truncated"]:
         to.print(f"  ... and {channel['truncated']} more values: --limit shows more, --at picks one.")
     to.print()
+
+
+BESIDE = 30
+"""Columns that x and y take: a longer arithmetic stands on a line of its own."""
+
+
+def _draw_beside(values: Sequence[Document], to: Console) -> None:
+    engine = any(value["model_y"] is not None for value in values)
+    table = _table(["x", "y", *(["the model's y"] if engine else []), "arithmetic"], left=("arithmetic",))
+    for value in values:
+        model = [_short(value["model_y"], 8)] if engine else []
+        _add_row(table, (_short(value["x"], 8), _output(value), *model, value["formula"]))
+    _print_table(table, to)
+
+
+def _draw_below(values: Sequence[Document], to: Console) -> None:
+    for value in values:
+        model = "" if value["model_y"] is None else f"   (the model: {_short(value['model_y'], 8)})"
+        to.print(Text(f"  x = {_short(value['x'], 8)}   y = {_output(value)}{model}"))
+        to.print(Text(f"    {value['formula']}", style="dim"))
+
+
+def _output(value: Document) -> str:
+    return "unknown" if value["y"] is None else _short(value["y"], 8)
 
 
 def _numbered(title: str, sentences: Iterable[str], to: Console) -> None:
@@ -233,6 +255,10 @@ def _percent(share: Any) -> str:
     return "-" if share is None else ("<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.3g} %")
 
 
+def _scale(layer: Document, name: str) -> str:
+    return "-" if layer["scale"] is None else _short(layer["scale"][name])
+
+
 _LIST_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
     ("layer", lambda layer: layer["name"]),
     ("channels", lambda layer: layer["channels"]),
@@ -244,9 +270,9 @@ _LIST_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
 )
 _WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
     ("mode", lambda layer: layer["mode"] or "-"),
-    ("scale min", lambda layer: _short((layer["scale"] or {}).get("min"))),
-    ("median", lambda layer: _short((layer["scale"] or {}).get("median"))),
-    ("max", lambda layer: _short((layer["scale"] or {}).get("max"))),
+    ("scale min", lambda layer: _scale(layer, "min")),
+    ("median", lambda layer: _scale(layer, "median")),
+    ("max", lambda layer: _scale(layer, "max")),
     ("< 10 epsilon", lambda layer: "-" if layer["epsilon_dominated"] is None else layer["epsilon_dominated"]),
 )
 
