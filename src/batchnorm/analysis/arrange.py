@@ -28,11 +28,14 @@ class Arranged:
         The input as it was given.
     kept : tuple of int
         The axes of ``shape`` that hold the channels; empty where every element belongs to the one channel.
+    chosen : array of bool, or None
+        Which elements of ``rows`` were asked for; None is all.
     """
 
     rows: NDArray[Any]
     shape: tuple[int, ...]
     kept: tuple[int, ...]
+    chosen: NDArray[np.bool_] | None = None
 
     def index(self, channel: int, position: int) -> tuple[int, ...]:
         """The place in the input of element ``position`` of ``channel``."""
@@ -44,21 +47,13 @@ class Arranged:
         channels = iter(np.unravel_index(channel, lengths) if lengths else ())
         return tuple(int(next(channels if i in self.kept else others)) for i in range(len(self.shape)))
 
-    def selected(self, at: tuple[int, ...] | None) -> NDArray[np.bool_]:
-        """Which elements lie under the index ``at``; all for None. The shape of ``rows``."""
-        chosen = np.zeros(self.shape, bool)
-        try:
-            chosen[at or ()] = True
-        except IndexError:
-            raise ArgumentError(
-                f"explain: --at {','.join(map(str, at or ()))} is outside the layer's input of shape {self.shape}; "
-                "give an index, batch first."
-            ) from None
-        return _by_channel(chosen, self.kept)
+    def positions(self, channel: int) -> NDArray[np.intp]:
+        """Where the elements of ``channel`` that were asked for lie in its row."""
+        return np.arange(self.rows.shape[1]) if self.chosen is None else np.flatnonzero(self.chosen[channel])
 
 
-def arrange(x: Any, record: LayerRecord) -> Arranged:
-    """Lay an input out by channel.
+def arrange(x: Any, record: LayerRecord, at: tuple[int, ...] | None = None) -> Arranged:
+    """Lay an input out by channel, and mark what lies under the index ``at``.
 
     A single number or a list is values for a layer of one channel, and the channels of one sample otherwise. Anything
     of higher rank has its channels on the layer's axis, or is a table of shape (samples, channels).
@@ -66,13 +61,14 @@ def arrange(x: Any, record: LayerRecord) -> Arranged:
     Raises
     ------
     ArgumentError
-        No axis of the input can hold the layer's channels; the message says the shape wanted.
+        No axis of the input can hold the layer's channels (the message says the shape wanted), or ``at`` is outside.
     TypeError
         Not real numbers.
     """
     values = as_float(x, "explain")
     kept = _kept(values.shape, record)
-    return Arranged(_by_channel(values, kept), values.shape, kept)
+    chosen = None if at is None else _by_channel(_under(at, values.shape), kept)
+    return Arranged(_by_channel(values, kept), values.shape, kept, chosen)
 
 
 def checked_channel(channel: int, record: LayerRecord) -> int:
@@ -86,6 +82,18 @@ def checked_channel(channel: int, record: LayerRecord) -> int:
     if not -record.channels <= channel < record.channels:
         raise UnknownLayer(f"{record.name}: no channel {channel}; it has channels 0 to {record.channels - 1}.")
     return channel % record.channels
+
+
+def _under(at: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    chosen = np.zeros(shape, bool)
+    try:
+        chosen[at] = True
+    except IndexError:
+        raise ArgumentError(
+            f"explain: --at {','.join(map(str, at))} is outside the layer's input of shape {shape}; give an index, "
+            "batch first."
+        ) from None
+    return chosen
 
 
 def _by_channel(values: NDArray[Any], kept: tuple[int, ...]) -> NDArray[Any]:

@@ -130,7 +130,7 @@ def explain_layer(record: LayerRecord, request: Request) -> LayerExplanation:
         No such channel.
     """
     _check(record, request)
-    arranged = None if request.x is None else arrange(request.x, record)
+    arranged = None if request.x is None else arrange(request.x, record, request.at)
     channels, left_out = _channels(record, request, arranged)
     explained = tuple(_channel(record, request, arranged, c) for c in channels)
     expected = _expected(record, request, arranged, explained)
@@ -165,9 +165,7 @@ def _channels(record: LayerRecord, request: Request, arranged: Arranged | None) 
     order = worst_channels(record)
     if arranged is None:
         return order[:1], 0
-    if request.at is not None:
-        touched = arranged.selected(request.at).any(axis=1)
-        order = tuple(c for c in order if touched[c])
+    order = tuple(c for c in order if len(arranged.positions(c)))
     return order[: request.limit], max(len(order) - request.limit, 0)
 
 
@@ -178,9 +176,9 @@ def _channel(record: LayerRecord, request: Request, arranged: Arranged | None, c
     used = constants
     if request.mode == "training" and batch is not None:
         used = constants.with_statistics(float(batch.mean[0]), float(batch.variance[0]))
-    positions = _positions(request, arranged, channel)
+    positions = np.arange(3) if arranged is None else arranged.positions(channel)
     xs = _probe(constants) if row is None else [float(v) for v in shown(row[positions[: request.limit]])]
-    values = tuple(_value(used, request, arranged, channel, p, x) for p, x in zip(positions, xs, strict=False))
+    values = tuple(_value(used, request, arranged, channel, int(p), x) for p, x in zip(positions, xs, strict=False))
     return ChannelExplanation(
         channel=channel,
         gamma=constants.gamma,
@@ -198,12 +196,6 @@ def _channel(record: LayerRecord, request: Request, arranged: Arranged | None, c
     )
 
 
-def _positions(request: Request, arranged: Arranged | None, channel: int) -> list[int]:
-    if arranged is None:
-        return [0, 1, 2]
-    return [int(p) for p in np.flatnonzero(arranged.selected(request.at)[channel])]
-
-
 def _probe(constants: Constants) -> list[float]:
     spread = float(np.sqrt(max(constants.variance, 0.0)))
     return [float(f"{v:.6g}") for v in (constants.mean - spread, constants.mean, constants.mean + spread)]
@@ -214,7 +206,7 @@ def _value(
 ) -> Value:
     index = () if arranged is None else arranged.index(channel, position)
     y = used.output(x)
-    model_y = None if request.model_y is None else float(request.model_y.item(*index))
+    model_y = None if request.model_y is None else float(np.asarray(request.model_y, np.float64).item(*index))
     difference = None if model_y is None or y is None else model_y - y
     return Value(index, x, y, used.formula(x), model_y, difference)
 

@@ -19,7 +19,7 @@ __all__ = ["dumps", "plain"]
 
 def plain(value: Any) -> Any:
     """Dataclasses as dicts, arrays and tuples as lists, NumPy numbers as Python's; anything else as it is."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if hasattr(value, "__dataclass_fields__"):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
         return plain(cast("Any", value).astype(np.float64).tolist())

@@ -82,7 +82,7 @@ def _draw_layer(document: Document, layer: Document, to: Console) -> None:
     size = f"{channels} channel{'' if channels == 1 else 's'}"
     head.append(f": {printable(layer['kind'])} of {size} on axis {layer['axis']}", style="not bold")
     to.print(head)
-    if document["model"]["format"] != "arrays":
+    if document["model"]["path"] not in ("arrays", layer["name"]):
         to.print(Text(f"in {printable(document['model']['path'])}", style="dim"))
     to.print()
     to.print(Text("  " + _equation(layer), style="italic"))
@@ -129,8 +129,7 @@ def _draw_values(layer: Document, channel: Document, to: Console) -> None:
     if layer["channels"] > 1:
         to.print(Text(f"  channel {channel['channel']}", style="bold"))
     values = channel["values"]
-    longest = max((len(value["formula"]) for value in values), default=0)
-    if longest + BESIDE <= to.width:
+    if _width(values) <= to.width:
         _draw_beside(values, to)
     else:
         _draw_below(values, to)
@@ -139,8 +138,15 @@ def _draw_values(layer: Document, channel: Document, to: Console) -> None:
     to.print()
 
 
-BESIDE = 30
-"""Columns that x and y take: a longer arithmetic stands on a line of its own."""
+def _width(values: Sequence[Document]) -> int:
+    # Two columns of indent and two between; an arithmetic that does not fit stands on a line of its own.
+    longest = [max((len(text) for text in texts), default=0) for texts in zip(*map(_cells, values), strict=True)]
+    return 2 + sum(longest) + 2 * len(longest)
+
+
+def _cells(value: Document) -> tuple[str, ...]:
+    model = () if value["model_y"] is None else (f"{_short(value['model_y'], 8):>13}",)
+    return (_short(value["x"], 8), _output(value), *model, value["formula"])
 
 
 def _draw_beside(values: Sequence[Document], to: Console) -> None:
