@@ -271,14 +271,20 @@ def _chosen(records: list[LayerRecord], layer: str | None) -> LayerRecord:
         if len(records) == 1:
             return records[0]
         raise UnknownLayer(f"explain: name one of {len(names)} layers with --layer: {_some(names)}.")
-    exact = [record for record in records if record.name == layer]
-    tails = exact or [r for r in records if r.name.endswith((f"/{layer}", f".{layer}"))]
-    if len(tails) == 1:
-        return tails[0]
-    if tails:
-        raise UnknownLayer(f"explain: {layer!r} is the tail of several layers: {_some([r.name for r in tails])}.")
+    for same in (str.__eq__, _is_path_tail, str.endswith):
+        found = [record for record in records if same(record.name, layer)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UnknownLayer(
+                f"explain: {layer!r} is the tail of {len(found)} layers: {_some([r.name for r in found])}."
+            )
     near = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or names
     raise UnknownLayer(f"explain: no batch normalization {layer!r}; the nearest: {_some(near)}.")
+
+
+def _is_path_tail(name: str, tail: str) -> bool:
+    return name.endswith((f"/{tail}", f".{tail}"))
 
 
 def _some(names: Sequence[str]) -> str:

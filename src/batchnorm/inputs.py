@@ -68,11 +68,17 @@ def array_file(path: str, option: str) -> Array:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ArgumentError(f"{option}: {path!r} holds no plain array ({error}).") from None
     if isinstance(loaded, np.ndarray):
-        return cast("Array", loaded)
+        return _real(cast("Array", loaded), option)
     names = list(loaded.files)
     if len(names) != 1:
         raise ArgumentError(f"{option}: {path!r} must hold one array; it holds {', '.join(names) or 'none'}.")
-    return cast("Array", loaded[names[0]])
+    return _real(cast("Array", loaded[names[0]]), option)
+
+
+def _real(array: Array, option: str) -> Array:
+    if array.dtype.kind not in "fiub":
+        raise ArgumentError(f"{option}: the array must hold real numbers; its dtype is {array.dtype}.")
+    return array
 
 
 def model_input(path: str) -> Any:
@@ -89,7 +95,7 @@ def model_input(path: str) -> Any:
         raise ArgumentError(f"--data: no file {path!r}.")
     try:
         with np.load(path, allow_pickle=False) as loaded:
-            named = {name: loaded[name] for name in loaded.files}
+            named = {name: _real(loaded[name], "--data") for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ArgumentError(f"--data: {path!r} holds no plain arrays ({error}).") from None
     return next(iter(named.values())) if len(named) == 1 else named

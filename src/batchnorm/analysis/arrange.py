@@ -49,7 +49,9 @@ class Arranged:
 
     def positions(self, channel: int) -> NDArray[np.intp]:
         """Where the elements of ``channel`` that were asked for lie in its row."""
-        return np.arange(self.rows.shape[1]) if self.chosen is None else np.flatnonzero(self.chosen[channel])
+        if self.chosen is None:
+            return np.arange(self.rows.shape[1], dtype=np.intp)
+        return np.flatnonzero(self.chosen[channel])
 
 
 def arrange(x: Any, record: LayerRecord, at: tuple[int, ...] | None = None) -> Arranged:
@@ -80,7 +82,8 @@ def checked_channel(channel: int, record: LayerRecord) -> int:
         The layer has no such channel.
     """
     if not -record.channels <= channel < record.channels:
-        raise UnknownLayer(f"{record.name}: no channel {channel}; it has channels 0 to {record.channels - 1}.")
+        there = f"channels 0 to {record.channels - 1}" if record.channels > 1 else "one channel, 0"
+        raise UnknownLayer(f"{record.name}: no channel {channel}; it has {there}.")
     return channel % record.channels
 
 

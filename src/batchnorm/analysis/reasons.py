@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from batchnorm.core.record import LayerRecord
 
 from .expected import Reading
@@ -110,11 +108,21 @@ def _what_was_expected(case: Case) -> str | None:
 
 
 def _damaged(case: Case) -> str | None:
-    sign = case.sign("BN101") or case.sign("BN102")
-    if sign is None:
+    signs = [sign for sign in (case.sign("BN101"), case.sign("BN102")) if sign is not None]
+    if not signs:
         return None
-    effect = "the output is NaN for every input" if case.sign("BN101") else "the root of a negative number is NaN"
-    return f"The stored numbers are damaged: {sign.text}; {effect}."
+    found = "; ".join(sign.text for sign in signs)
+    return f"The stored numbers are damaged: {found}. There the output is NaN or infinite for every input."
+
+
+def _input_not_finite(case: Case) -> str | None:
+    bad = [value for channel in case.explained for value in channel.values if not math.isfinite(value.x)]
+    if not bad or not case.given:
+        return None
+    return (
+        f"The input holds {digits(bad[0].x)}: what goes in as NaN or infinity comes out so, and in training mode it "
+        "spoils the mean and variance of its whole channel."
+    )
 
 
 def _no_epsilon(case: Case) -> str | None:
@@ -156,8 +164,10 @@ def _which_statistics(case: Case) -> str | None:
         inference = listed(_known(_outputs_with_stored(case)))
         return f"Training mode normalises with this input's own mean and variance; inference would give {inference}."
     first = f"Inference (predict) never sees your batch: it normalises with the stored {stored}."
+    if case.record.mode == "frozen":
+        return first
     if batch.count == 1:
-        return f"{first} Training mode on a single value could only give beta."
+        return None if case.record.untouched() else f"{first} Training mode on a single value could only give beta."
     if not _known(batch.y):
         return first
     return (
@@ -189,7 +199,7 @@ def _initial_value_left(case: Case) -> str | None:
         return None
     start = f"after {count(record.updates, 'update')} at momentum {_pace(record)}"
     if weight < GONE:
-        return f"The moving averages have left their start behind: {start} {percent(weight)} of it is in them."
+        return f"The initial value is gone: {start} {percent(weight)} of it is left in the moving averages."
     share = float(shares[case.lead.channel])
     initial = f"(mean {digits(record.initial_mean or 0.0)}, variance {digits(record.initial_variance or 0.0)})"
     opening = "The moving averages have hardly begun" if weight > 0.5 else "The moving averages still hold their start"
@@ -222,7 +232,8 @@ def _where_training_leads(case: Case) -> str:
     if not case.given or lead.debiased is None or not lead.debiased.variance > 0:
         return ""
     sd = math.sqrt(lead.debiased.variance)
-    z, x = max((abs(value.x - lead.debiased.mean) / sd, value.x) for value in lead.values)
+    finite = [value.x for value in lead.values if math.isfinite(value.x)]
+    z, x = max(((abs(x - lead.debiased.mean) / sd, x) for x in finite), default=(0.0, 0.0))
     if not z > FAR:
         return " More training leads there."
     far = f"{digits(x)} lies {z:.2g} standard deviations from the mean of the training data"
@@ -411,12 +422,13 @@ def _mind_the_scale(case: Case) -> str | None:
 
 
 def _known(values: tuple[float | None, ...] | list[float | None]) -> list[float]:
-    return [value for value in values if value is not None and not np.isnan(value)]
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 REASONS: tuple[Callable[[Case], str | None], ...] = (
     _what_was_expected,
     _damaged,
+    _input_not_finite,
     _never_updated,
     _skewed_graph,
     _which_statistics,

@@ -6,7 +6,6 @@ that nothing is shown that a script could not read.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -19,17 +18,18 @@ __all__ = ["dumps", "plain"]
 
 def plain(value: Any) -> Any:
     """Dataclasses as dicts, arrays and tuples as lists, NumPy numbers as Python's; anything else as it is."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields: dict[str, Any] | None = getattr(value, "__dataclass_fields__", None)
+    if fields is not None:
+        return {name: plain(getattr(value, name)) for name in fields if name != "schema"}
     if isinstance(value, np.ndarray):
-        return plain(cast("Any", value).astype(np.float64).tolist())
+        return plain(np.asarray(cast("Any", value), np.float64).tolist())
     if isinstance(value, np.generic):
-        return value.item()
+        return cast("Any", value).item()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in cast("list[Any]", value)]
-    return cast("Any", value)
+    return value
 
 
 def dumps(document: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ def render(document: Document, *, wide: bool = False) -> str:
     """The document as plain text, as `draw` shows it."""
     own = io.StringIO()
     draw(document, Console(file=own, width=WIDE if wide else WIDTH, highlight=False, emoji=False), wide=wide)
-    return "\n".join(line.rstrip() for line in own.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in own.getvalue().splitlines()).rstrip("\n")
 
 
 def draw(document: Document, to: Console, *, wide: bool = False) -> None:
