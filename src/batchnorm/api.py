@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Sequence
@@ -142,12 +143,12 @@ def explain(
     if x is not None and data is not None:
         raise ArgumentError("explain: give x (the layer's input) or data (the model's input), not both.")
     if data is not None:
-        layers, notes = _with_data(read, records, data, layer, request)
+        layers = _with_data(read, records, data, layer, request)
     elif x is None and layer is None:
-        layers, notes = _verdicts(records, request), ()
+        layers = _verdicts(records, request)
     else:
-        layers, notes = (explain_layer(_chosen(records, layer), request),), ()
-    return Explanation(_info(read), layers, _notes(read) + notes)
+        layers = (explain_layer(_chosen(records, layer), request),)
+    return Explanation(_info(read), layers, _notes(read))
 
 
 def explain_arrays(
@@ -236,7 +237,7 @@ def _severity(record: LayerRecord) -> int:
 
 def _with_data(
     read: Model, records: list[LayerRecord], data: Any, layer: str | None, request: Request
-) -> tuple[tuple[LayerExplanation, ...], tuple[str, ...]]:
+) -> tuple[LayerExplanation, ...]:
     from batchnorm.analysis.gap import first_gap, gap_sentence
 
     _, captured = read.run(data, capture=[record.name for record in records])
@@ -249,20 +250,11 @@ def _with_data(
             f"explain: this data does not reach {chosen.name if chosen else 'any batch normalization'}."
         )
     x, y = reached[chosen.name][0]
-    found = explain_layer(chosen, _replaced(request, x, y))
-    return (found,), (gap_sentence(gap, len(records)),)
-
-
-def _replaced(request: Request, x: Any, y: Any) -> Request:
-    return Request(
-        x=x,
-        at=request.at,
-        channel=request.channel,
-        limit=request.limit,
-        mode=request.mode,
-        expect=request.expect,
-        model_y=y if request.mode == "inference" else None,
-    )
+    upstream = gap.record.name if gap is not None and records.index(chosen) > gap.position else None
+    model_y = y if request.mode == "inference" else None
+    found = explain_layer(chosen, dataclasses.replace(request, x=x, model_y=model_y, upstream=upstream))
+    because = (gap_sentence(gap, len(records)), *found.because)
+    return (dataclasses.replace(found, because=because),)
 
 
 def _chosen(records: list[LayerRecord], layer: str | None) -> LayerRecord:

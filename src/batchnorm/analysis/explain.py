@@ -45,6 +45,8 @@ class Request:
         What the user expected for the values shown.
     model_y : array, optional
         What the model itself gave for x.
+    upstream : str, optional
+        An earlier layer of the model from which on training and inference differ for this input.
     """
 
     x: Any = None
@@ -54,6 +56,7 @@ class Request:
     mode: str = "inference"
     expect: Any = None
     model_y: Array | None = None
+    upstream: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ def explain_layer(record: LayerRecord, request: Request) -> LayerExplanation:
     channels, left_out = _channels(record, request, arranged)
     explained = tuple(_channel(record, request, arranged, c) for c in channels)
     expected = _expected(record, request, arranged, explained)
-    case = reasons.Case(record, explained, expected, request.mode, given=arranged is not None)
+    case = reasons.Case(record, explained, expected, request.mode, arranged is not None, request.upstream)
     return LayerExplanation(
         record=record,
         explained=explained,

@@ -30,6 +30,8 @@ UNLIKE_COUNT = 8
 """Fewer values say too little of an input's mean and spread to compare them with the stored ones."""
 UNLIKE_MEAN = 1.0
 UNLIKE_SPREAD = 2.0
+UNSETTLED = 5.0
+"""Early in a training the weights before the layer still move, and with them what its statistics are of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +43,7 @@ class Case:
     expected: tuple[Reading, ...] | None
     mode: str
     given: bool
+    upstream: str | None = None
 
     @property
     def lead(self) -> ChannelExplanation:
@@ -296,11 +299,15 @@ def _input_unlike(case: Case) -> str | None:
     if not sd > 0:
         return None
     z, ratio = abs(batch.mean - mean) / sd, math.sqrt(batch.variance + (lead.epsilon or 0.0)) / sd
-    if z <= UNLIKE_MEAN and 1 / UNLIKE_SPREAD <= ratio <= UNLIKE_SPREAD:
+    weight = case.record.initial_weight
+    slack = UNSETTLED if weight is not None and weight > GONE else 1.0
+    if z <= slack * UNLIKE_MEAN and 1 / UNLIKE_SPREAD <= ratio * slack and ratio <= slack * UNLIKE_SPREAD:
         return None
+    upstream = f" It comes through {case.upstream}, where inference already differs." if case.upstream else ""
     return (
         f"This input is not like the data behind the statistics{case.of_lead}: its mean {brief(batch.mean)} lies "
         f"{brief(z, 3)} standard deviations from {brief(mean)}, and its spread is {brief(ratio, 3)} times theirs."
+        f"{upstream}"
     )
 
 
@@ -404,7 +411,7 @@ def _give_updates(case: Case) -> str | None:
 
 
 def _same_input(case: Case) -> str | None:
-    if _input_unlike(case) is None:
+    if case.upstream is not None or _input_unlike(case) is None:
         return None
     return (
         "Feed the model as in training: the same scaling (0 to 1, or 0 to 255?), the same channel order, the same mean "
