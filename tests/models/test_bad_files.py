@@ -136,6 +136,8 @@ def test_zip_bomb_of_10_gigabytes(tmp_path, member):
     [
         ([1], ["list"]),
         (norm_config(epsilon="rm -rf"), ["'bn'", "epsilon"]),
+        (norm_config(epsilon=10**400), ["'bn'", "epsilon"]),
+        (norm_config(epsilon=float("nan")), ["'bn'", "epsilon"]),
         (norm_config(momentum=None), ["'bn'", "momentum"]),
         (norm_config(axis="all\n"), ["'bn'", "axis"]),
         (norm_config(name="\x1b[31m</script>\n" * 1000, epsilon=[]), ["epsilon"]),

@@ -1,11 +1,14 @@
 """Records of files that the installed Keras wrote, against what the live models say of themselves."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import numpy as np
 import pytest
 
@@ -101,6 +104,16 @@ def test_folder_and_shards(keras_files, name):
             same_arrays(by_name[want["name"]], want["arrays"])
 
 
+def test_names_across_shards(keras_files):
+    """The name of a nested model lies in one shard, its layers in others."""
+    model = open_model(keras_files / "nested_sharded.weights.json")
+    assert model.format == "weights.json"
+    assert len(list(keras_files.glob("nested_sharded_*.h5"))) > 2
+    by_name = {record.name: record for record in model.layers}
+    for want in wanted(keras_files, "nested"):
+        same_arrays(by_name[want["name"]], want["arrays"])
+
+
 def test_folder_with_sharded_weights(keras_files, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -164,3 +177,57 @@ def test_the_file_is_not_touched(keras_files):
     before = (path.read_bytes(), path.stat().st_mtime_ns)
     open_model(path)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def rewritten(data, edit, **options):
+    """The same HDF5 content, written once more."""
+    memory = io.BytesIO()
+    with h5py.File(io.BytesIO(data)) as source, h5py.File(memory, "w", **options) as target:
+        for name in source:
+            source.copy(name, target)
+        edit(target)
+    return memory.getvalue()
+
+
+def rezipped(source, target, edit, metadata=None, **options):
+    with zipfile.ZipFile(source) as archive:
+        config, weights = archive.read("config.json"), archive.read("model.weights.h5")
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("config.json", config)
+        archive.writestr("metadata.json", json.dumps(metadata or {}))
+        archive.writestr("model.weights.h5", rewritten(weights, edit, **options))
+    return open_model(target)
+
+
+def drop_names(file):
+    found = []
+    file.visititems(lambda name, member: found.append(member) if name.endswith("vars") else None)
+    for group in found:
+        del group.attrs["name"]
+
+
+def old_paths(file):
+    drop_names(file)
+    for path in ("layers/functional/layers/sequential/layers", "layers/functional/layers", "layers/sequential/layers",
+                 "layers/sequential_1/layers", "layers"):  # fmt: skip
+        if path in file:
+            file.move(path, path.removesuffix("layers") + "_layer_checkpoint_dependencies")
+
+
+@pytest.mark.parametrize("edit", [drop_names, old_paths, lambda file: None])
+@pytest.mark.parametrize("options", [{}, {"libver": "latest"}])
+def test_files_of_other_versions(keras_files, tmp_path, edit, options):
+    """Before 3.9 no group had a name; 2.12 called the groups otherwise; other tools write HDF5's newer structures."""
+    model = rezipped(keras_files / "nested.keras", tmp_path / "m.keras", edit, **options)
+    for record, want in zip(model.layers, wanted(keras_files, "nested"), strict=True):
+        same(record, want)
+
+
+def test_tf_keras_wrote_this_format_too(keras_files, tmp_path):
+    """Its TimeDistributed folded time into the batch, and a baked training=False was kept in fit."""
+    metadata = {"keras_version": "2.15.0"}
+    model = rezipped(keras_files / "wrapped.keras", tmp_path / "m.keras", lambda file: None, metadata)
+    assert [record.updates for record in model.layers] == [2, 2]
+    model = rezipped(keras_files / "shared.keras", tmp_path / "m.keras", lambda file: None, metadata)
+    assert "training=False" in model.layers[-1].updates_doubt
+    assert {record.ddof for record in model.layers} == {None}

@@ -130,6 +130,7 @@ class Group:
         self._file = file
         self._group = group
         self.where = where
+        self._opened: dict[str, Group | Dataset | None] = {}  # opening a group reads its whole list of members
 
     @property
     def address(self) -> int:
@@ -149,6 +150,11 @@ class Group:
         ModelFileError
             The member is a link, or its header is damaged.
         """
+        if name not in self._opened:
+            self._opened[name] = self._open(name)
+        return self._opened[name]
+
+    def _open(self, name: str) -> Group | Dataset | None:
         where = (*self.where, name)
         with self._file.guard(where):
             links: dict[str, Any] = self._group._links

@@ -170,7 +170,8 @@ def _counted(kind: str, counters: dict[str, int]) -> str:
 
 
 def _is_norm(settings: Config) -> bool:
-    return all(key in settings for key in NORM_KEYS)
+    # Keras 1 had a mode 1 that normalised each sample: no batch normalization.
+    return all(key in settings for key in NORM_KEYS) and settings.get("mode") != 1
 
 
 def _is_builtin(item: Config) -> bool:
@@ -217,7 +218,7 @@ def _time_steps(item: Config) -> int | None:
     if shape is None:
         build: Any = item.get("build_config")
         shape = cast("Config", build).get("input_shape") if isinstance(build, dict) else None
-    if not isinstance(shape, list) or len(cast("list[Any]", shape)) < 2:
+    if not isinstance(shape, (list, tuple)) or len(cast("list[Any]", shape)) < 2:
         return None
     steps: Any = cast("list[Any]", shape)[1]
     return steps if isinstance(steps, int) and steps > 0 else None

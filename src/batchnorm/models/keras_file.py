@@ -16,13 +16,13 @@ from batchnorm.core.record import LayerRecord
 from .archive import MOST_TEXT, Archive
 from .hdf5 import Hdf5File
 from .keras_config import Config, Layer, read_layers
-from .keras_records import counted, norm_record, numbered, roles_of, unknown_record
+from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
 from .keras_store import Store, Variables
 from .modelfile import ModelFile, Runner, quoted, unreadable
 
-__all__ = ["load_json", "read_folder", "read_shards", "read_weights", "read_zip", "runner"]
+__all__ = ["load_json", "major_version", "read_folder", "read_shards", "read_weights", "read_zip", "runner"]
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.weights.h5", "model.weights.json"
+CONFIG, METADATA, WEIGHTS, INDEX = "config.json", "metadata.json", "model.weights.h5", "model.weights.json"
 CUSTOM_NOTE = (
     "The config shows nothing of what {} holds (a custom class or subclassed model): its batch normalizations were "
     "found among the weights, and their epsilon, momentum and axis are unknown"
@@ -52,10 +52,11 @@ def read_zip(path: str, stream: IO[bytes]) -> ModelFile:
             "Save the model with model.save('model.keras')",
         )
     config = load_json(archive.text(CONFIG), path, CONFIG)
+    metadata = load_json(archive.text(METADATA), path, METADATA) if METADATA in names else {}
     weights, size = archive.stream(WEIGHTS)
     with contextlib.closing(weights):
         store = Store([Hdf5File(cast("Any", weights), size, path).root], path)
-        return _whole_model(path, config, store)
+        return _whole_model(path, config, store, metadata)
 
 
 def read_folder(path: str) -> ModelFile:
@@ -66,7 +67,9 @@ def read_folder(path: str) -> ModelFile:
         if not whole.exists() and not index.exists():
             raise unreadable(path, f"the folder holds {CONFIG} and no {WEIGHTS}", "Copy the whole folder")
         files = [whole] if whole.exists() else _shards(index, path)
-        return _whole_model(path, config, _open_store(files, path, stack))
+        about = Path(path, METADATA)
+        metadata = load_json(_file_bytes(about, path), path, METADATA) if about.exists() else {}
+        return _whole_model(path, config, _open_store(files, path, stack), metadata)
 
 
 def read_weights(path: str, root: Any) -> ModelFile:
@@ -92,6 +95,12 @@ def load_json(text: bytes | str, path: str, what: str) -> Config:
     return cast("Config", value)
 
 
+def major_version(text: Any) -> int | None:
+    """The 3 of "3.15.1"."""
+    major = text.partition(".")[0] if isinstance(text, str) else ""
+    return int(major) if major.isascii() and major.isdigit() and len(major) < 4 else None
+
+
 def runner(path: str, records: Sequence[LayerRecord]) -> Runner:
     """What runs the model of a file in Keras, which is imported only then."""
     return partial(_run, path, tuple(record.name for record in records))
@@ -103,7 +112,8 @@ def _run(path: str, names: tuple[str, ...], x: Any, capture: Sequence[str]) -> t
     return run_file(path, x, capture, names)
 
 
-def _whole_model(path: str, config: Config, store: Store) -> ModelFile:
+def _whole_model(path: str, config: Config, store: Store, metadata: Config) -> ModelFile:
+    old = (major_version(metadata.get("keras_version")) or 3) < 3
     layers, notes = _without_repeats(read_layers(config), store)
     steps, is_bound = store.iterations()
     records: list[LayerRecord] = []
@@ -111,7 +121,7 @@ def _whole_model(path: str, config: Config, store: Store) -> ModelFile:
     notes += [LOWER_BOUND_NOTE] if is_bound else []
     for layer in layers:
         if layer.is_norm:
-            records.append(counted(_known(path, layer, store), layer, steps))
+            records.append(counted(_known(path, layer, store, old=old), layer, steps, old=old))
             continue
         found = list(_hidden(path, layer, store, layers)) if layer.is_opaque else []
         records += [record for record, _ in found]
@@ -158,7 +168,7 @@ def _unmarked(value: Any) -> Any:
     return value
 
 
-def _known(path: str, layer: Layer, store: Store) -> LayerRecord:
+def _known(path: str, layer: Layer, store: Store, *, old: bool) -> LayerRecord:
     roles = roles_of(layer.config)
     name = quoted("/".join(layer.names))
     variables = store.variables(layer.storage, layer.names)
@@ -172,7 +182,7 @@ def _known(path: str, layer: Layer, store: Store) -> LayerRecord:
             "file is damaged",
         )
     arrays = dict(zip(roles, variables.read(len(roles)), strict=True))
-    return norm_record(path, layer, arrays, ddof=0)
+    return norm_record(path, layer, arrays, ddof=ddof_of(layer.config.get("axis"), old=old))
 
 
 def _hidden(path: str, layer: Layer, store: Store, layers: list[Layer]) -> Iterator[tuple[LayerRecord, str | None]]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 from batchnorm.core.record import LayerRecord
 
 from .hdf5 import Dataset, Group
 from .keras_config import Layer, read_layers
-from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, load_json, runner
-from .keras_records import counted, norm_record, numbered, roles_of, unknown_record
+from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, load_json, major_version, runner
+from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
 from .modelfile import ModelFile, quoted, unreadable
 
 __all__ = ["is_legacy", "read_legacy"]
@@ -31,7 +31,8 @@ ROLES = {
     "running_var": "moving_variance",
 }
 WEIGHT_NAME = re.compile(rf"^(.*?)[/_]?({'|'.join(ROLES)})(_\d+)?(:\d+)?$", re.DOTALL)
-COUNTER_NAME = re.compile(r"^iterations?(_\d+)?(:\d+)?$")
+# iterations in Keras 2, iter in tf.keras until 2.10, iteration since.
+COUNTER_NAME = re.compile(r"^iter(ations?)?(_\d+)?(:\d+)?$")
 
 
 @dataclass(slots=True)
@@ -62,11 +63,11 @@ def read_legacy(path: str, root: Group) -> ModelFile:
     layers = read_layers(load_json(text, path, "the attribute model_config"))
     version = _version(root) or _version(weights)
     norms = [layer for layer in layers if layer.is_norm]
-    held, hidden = _assign(path, norms, weights, [layer for layer in layers if layer.is_opaque])
+    held, hidden = _assign(path, norms, weights, _others(layers))
     steps = _iterations(root)
-    modern = version is not None and version >= 3
+    old = version is None or version < 3
     records = [
-        counted(_record(path, layer, found, version), layer, steps, honours_baked=not modern)
+        counted(_record(path, layer, found, old=old), layer, steps, old=old)
         for layer, found in zip(norms, held, strict=True)
     ]
     records += [_unknown(path, top, arrays) for top, arrays in hidden]
@@ -82,7 +83,12 @@ def read_legacy(path: str, root: Group) -> ModelFile:
     )
 
 
-def _record(path: str, layer: Layer, found: Arrays, version: int | None) -> LayerRecord:
+def _others(layers: list[Layer]) -> list[Layer]:
+    """Layers that may hide a batch normalization; Keras 1 had one class for it and for what normalises each sample."""
+    return [layer for layer in layers if not layer.is_norm and layer.kind != "BatchNormalization"]
+
+
+def _record(path: str, layer: Layer, found: Arrays, *, old: bool) -> LayerRecord:
     roles = roles_of(layer.config)
     missing = [role for role in roles if role not in found.roles]
     if missing:
@@ -92,25 +98,12 @@ def _record(path: str, layer: Layer, found: Arrays, version: int | None) -> Laye
             f"{', '.join(found.roles) or 'none of its arrays'}",
             "The file is damaged, or was saved before the model was built",
         )
-    if version is not None and version < 3:  # a wrapper folded time into the batch then: one update a call
-        layer.calls = [(baked, 1) for baked, _ in layer.calls]
     arrays = {role: found.roles[role].read() for role in roles}
-    return norm_record(path, layer, arrays, ddof=_ddof(layer.config.get("axis"), version))
-
-
-def _ddof(axis: Any, version: int | None) -> int | None:
-    """Keras 3 stores the biased variance; tf.keras' fused operation, taken for images, the unbiased one.
-
-    tf.keras lists its axis counted from the front, so that [3] means channels-last images and [2] sequences. [1] may be
-    a matrix or channels-first images.
-    """
-    if version is not None and version >= 3:
-        return 0
-    return {3: 1, 2: 0}.get(cast("list[Any]", axis)[0]) if isinstance(axis, list) and axis else None
+    return norm_record(path, layer, arrays, ddof=ddof_of(layer.config.get("axis"), old=old))
 
 
 def _assign(
-    path: str, norms: list[Layer], weights: Group, opaque: list[Layer]
+    path: str, norms: list[Layer], weights: Group, others: list[Layer]
 ) -> tuple[list[Arrays], list[tuple[str, Arrays]]]:
     """The arrays of each layer, and those of layers that a custom class hides.
 
@@ -129,7 +122,7 @@ def _assign(
         pools[top] = _arrays_of(path, group)
     held = [_match(path, layer, members[layer.names[0]], pools[layer.names[0]]) for layer in norms]
     hidden: list[tuple[str, Arrays]] = []
-    for top in dict.fromkeys(layer.names[0] for layer in opaque if layer.names):
+    for top in dict.fromkeys(layer.names[0] for layer in others if layer.names):
         group = weights.group((top,))
         found = pools[top] if top in pools else _arrays_of(path, group) if group is not None else []
         hidden += [(top, arrays) for arrays in found if arrays not in held]
@@ -217,7 +210,7 @@ def _iterations(root: Group) -> int | None:
             dataset = group.find(name) if group is not None else None
             if isinstance(dataset, Dataset) and dataset.shape in ((), (1,)):
                 value = dataset.read().reshape(())
-                return int(value) if float(value) >= 0 else None
+                return int(value) if value.dtype.kind in "iuf" and 0 <= float(value) < 2**53 else None
     return None
 
 
@@ -235,6 +228,4 @@ def _text_list(group: Group, name: str) -> list[str]:
 
 
 def _version(group: Group) -> int | None:
-    text = group.attribute("keras_version")
-    major = text.partition(".")[0] if isinstance(text, str) else ""
-    return int(major) if major.isdigit() else None
+    return major_version(group.attribute("keras_version"))

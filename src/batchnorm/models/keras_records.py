@@ -14,9 +14,10 @@ from batchnorm.core.record import LayerRecord, Mode
 from .keras_config import FROZEN, Config, Layer
 from .modelfile import quoted, unreadable
 
-__all__ = ["counted", "mode_of", "norm_record", "numbered", "roles_of", "unknown_record"]
+__all__ = ["counted", "ddof_of", "mode_of", "norm_record", "numbered", "roles_of", "unknown_record"]
 
 RENORM = "with renorm the layer averages standard deviations, so that momentum is not the share a variance keeps"
+LARGEST = 1e30
 STATISTICS = ("moving_mean", "moving_variance")
 Arrays = dict[str, NDArray[Any]]
 
@@ -86,21 +87,36 @@ def mode_of(layer: Layer) -> Mode:
     if not layer.trainable:
         return "frozen"
     baked = [fixed for fixed, _ in layer.calls]
+    if layer.config.get("mode") == 2:  # Keras 1: the statistics of the batch, also at inference
+        return "batch-statistics"
     if True in baked:
         return "training"
     return "inference" if baked and None not in baked else "by-call"
 
 
-def counted(record: LayerRecord, layer: Layer, steps: int | None, *, honours_baked: bool = False) -> LayerRecord:
+def ddof_of(axis: Any, *, old: bool) -> int | None:
+    """Keras 3 stores the biased variance; tf.keras' fused operation, taken for images, the unbiased one.
+
+    tf.keras lists its axis counted from the front, so that [3] means channels-last images and [2] sequences. [1] may be
+    a matrix or channels-first images.
+    """
+    if not old:
+        return 0
+    places = cast("list[Any]", axis) if isinstance(axis, list) else []
+    return {3: 1, 2: 0}.get(places[0]) if len(places) == 1 and isinstance(places[0], int) else None
+
+
+def counted(record: LayerRecord, layer: Layer, steps: int | None, *, old: bool = False) -> LayerRecord:
     """The record with its number of updates: the optimizer's steps times the calls of the layer in one step.
 
     Parameters
     ----------
     steps : int or None
         The optimizer's own count; None where the file holds none.
-    honours_baked : bool
-        Whether a call with ``training=False`` in the graph updates nothing in training. So it was in tf.keras; the
-        ``fit`` of Keras 3 overrides it.
+    old : bool
+        Written by Keras 1, Keras 2 or tf.keras. There a call with ``training=False`` in the graph updates nothing, and
+        TimeDistributed folds time into the batch; the ``fit`` of Keras 3 overrides the former, and its TimeDistributed
+        calls the layer once a time step.
     """
     if steps is None:
         return record
@@ -108,7 +124,7 @@ def counted(record: LayerRecord, layer: Layer, steps: int | None, *, honours_bak
         return record.replace(updates_doubt=FROZEN)
     if layer.config.get("renorm") is True:
         return record.replace(updates_doubt=RENORM)
-    calls = [times for baked, times in layer.calls if baked is not False or not honours_baked]
+    calls = [1 if old else times for baked, times in layer.calls if not (old and baked is False)]
     if not calls:
         return record.replace(updates_doubt="every call of the layer fixes training=False, which updates nothing")
     known = [times for times in calls if times is not None]
@@ -143,16 +159,24 @@ def _vectors(
     shapes = {role: array.shape for role, array in arrays.items()}
     shape = shapes["moving_mean"]
     numeric = all(array.dtype.kind == "f" or array.dtype.name == "bfloat16" for array in arrays.values())
-    if len(set(shapes.values())) != 1 or not shape or 0 in shape or not numeric:
+    one_axis = len(shape) == 1 or isinstance(axis, tuple)
+    if len(set(shapes.values())) != 1 or not shape or 0 in shape or not numeric or not one_axis:
         found = ", ".join(f"{role} {list(array.shape)} {array.dtype}" for role, array in arrays.items())
         raise unreadable(
             path,
             f"layer {quoted(name)} should hold vectors of one length, and holds {found}",
             "The file is damaged, or written by other code than Keras",
         )
-    # Several axes: tf.keras stores shape (1, 3, 1, 4), ones where it reduces.
-    kept = tuple(length for length in shape if length != 1) if isinstance(axis, tuple) and len(shape) > 1 else shape
-    return dict(arrays), kept or (1,)
+    return dict(arrays), _kept(shape, axis)
+
+
+def _kept(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Lengths of the kept axes: for several of them tf.keras stores (1, 3, 1, 4), with ones where it reduces."""
+    if isinstance(axis, tuple) and all(-len(shape) <= place < len(shape) for place in axis):
+        lengths = tuple(shape[place] for place in axis)
+        if math.prod(lengths) == math.prod(shape):
+            return lengths
+    return shape
 
 
 def _axis(path: str, name: str, value: Any) -> int | tuple[int, ...]:
@@ -166,9 +190,10 @@ def _axis(path: str, name: str, value: Any) -> int | tuple[int, ...]:
 
 def _number(path: str, name: str, config: Config, key: str) -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = float(value) if isinstance(value, (int, float)) and abs(value) < LARGEST else math.nan
+    if isinstance(value, bool) or math.isnan(number):
         raise unreadable(path, f"layer {quoted(name)} has {key} {quoted(value)}, which is no number")
-    return float(value)
+    return number
 
 
 def _initial(config: Config, keys: tuple[str, ...], default: float) -> float | None:
@@ -182,6 +207,6 @@ def _initial(config: Config, keys: tuple[str, ...], default: float) -> float | N
         return known
     settings: Any = cast("Config", value).get("config") if isinstance(value, dict) else None
     constant: Any = cast("Config", settings).get("value") if isinstance(settings, dict) else None
-    is_number = isinstance(constant, (int, float)) and not isinstance(constant, bool)
+    is_number = isinstance(constant, (int, float)) and abs(constant) < LARGEST
     # Kept in the type the statistics are stored in, which is what they are compared with.
     return float(np.float32(constant)) if str(name).lower() == "constant" and is_number else None

@@ -126,10 +126,19 @@ class Store:
                 found = merged.setdefault(path, Variables(path, names))
                 self._collect(child, found)
                 continue
-            held = child.group(("vars",))
-            is_list = name in LISTS or (self._names_all and held is None)
-            inner = names if is_list else (*names, _label(held) or name)
-            self._descend(child, (*path, name), inner, merged, seen, number)
+            inner = (*path, name)
+            self._descend(child, inner, (*names, *self._part(inner)), merged, seen, number)
+
+    def _part(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """What a group adds to a layer's name: nothing where it is a list of layers."""
+        if path[-1] in LISTS:
+            return ()
+        # Sharded, a model's name may be in another file than the layers in it.
+        held = [found for root in self._roots if (found := root.group((*path, "vars"))) is not None]
+        label = next((text for group in held if (text := _label(group))), None)
+        if label is not None:
+            return (label,)
+        return () if self._names_all and not held else (path[-1],)
 
     def _collect(self, held: Group, into: Variables) -> None:
         for name in held.names():
@@ -153,4 +162,4 @@ def _label(held: Group | None) -> str | None:
 def _natural(name: str) -> tuple[str, int]:
     """Sort ``dense_10`` behind ``dense_9``, the order in which they were counted."""
     base, _, number = name.rpartition("_")
-    return (base, int(number)) if base and number.isdigit() and len(number) < 10 else (name, 0)
+    return (base, int(number)) if base and number.isascii() and number.isdigit() and len(number) < 10 else (name, 0)

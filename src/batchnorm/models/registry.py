@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -112,15 +112,7 @@ def open_model(path: str | os.PathLike[str], *, epsilon: float | None = None) ->
         raise unreadable(shown, f"cannot be read ({reason})") from None
     if epsilon is None:
         return model
-    layers = tuple(record.with_epsilon(epsilon) for record in model.layers)
-    return ModelFile(
-        path=model.path,
-        format=model.format,
-        layers=layers,
-        other_layers=model.other_layers,
-        notes=model.notes,
-        runner=model.runner,
-    )
+    return replace(model, layers=tuple(record.with_epsilon(epsilon) for record in model.layers))
 
 
 def _read(path: str) -> ModelFile:
