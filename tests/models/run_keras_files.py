@@ -51,6 +51,8 @@ def main(folder, out):
         shape = INPUTS[file.split(".")[0].replace("unzipped", "functional")]
         x = np.random.default_rng(1).normal(2, 3, (6, *shape)).astype("float32")
         result["runs"][file] = model.run(x, [record.name for record in model.layers])
+    steps = np.ones((2, 3, 4), "float32")
+    result["steps"] = len(open_model(folder / "unknown_time.keras").run(steps, ["td/bn"])[1]["td/bn"])
     functional = open_model(folder / "functional.keras")
     x = np.load(folder / "functional_x.npy")
     result["y"] = functional.run(x)[0]

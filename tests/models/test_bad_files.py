@@ -7,6 +7,7 @@ import random
 import resource
 import struct
 import time
+import tracemalloc
 import zipfile
 import zlib
 
@@ -223,11 +224,9 @@ def edit_huge(file):
 
 
 def edit_compressed(file):
-    for number in range(4):
-        del file[f"layers/batch_normalization/vars/{number}"]
-        file["layers/batch_normalization/vars"].create_dataset(
-            str(number), (1 << 26,), "f4", chunks=(1 << 26,), compression=9
-        )[: 1 << 26] = 0
+    group = file["layers/batch_normalization/vars"]
+    del group["0"]
+    group.create_dataset("0", (1 << 26,), "f4", chunks=(1 << 26,), compression=1)[:] = 0
 
 
 @pytest.mark.parametrize(
@@ -287,6 +286,43 @@ def test_missing_shard(tmp_path):
     refused(path, "m_00000.weights.h5", "No such file")
 
 
+def test_many_links_into_one_long_name(tmp_path):
+    """5000 links whose names are tails of one name of a megabyte: gigabytes, if they were all read."""
+    memory = io.BytesIO()
+    long = b"z" * 1_000_000
+    with h5py.File(memory, "w") as file:
+        group = file.create_group("layers")
+        group[long] = np.ones(1)
+        for number in range(5000):
+            group[f"{number:05d}"] = h5py.SoftLink("/")
+    data = bytearray(memory.getvalue())
+    start = data.rfind(b"HEAP", 0, data.find(long))
+    segment = struct.unpack_from("<Q", data, start + 24)[0]
+    patched, at = 0, -1
+    while (at := data.find(b"SNOD", at + 1)) >= 0:
+        for number in range(struct.unpack_from("<H", data, at + 6)[0]):
+            entry = at + 8 + 40 * number
+            if struct.unpack_from("<Q", data, entry)[0] < len(data) - segment:
+                data[entry : entry + 8] = struct.pack("<Q", data.find(long) - segment + patched)
+                patched += 1
+    assert patched > 4000
+    (tmp_path / "m.weights.h5").write_bytes(data)
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "m.weights.h5", "loop")
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def newer_structures(data):
+    memory = io.BytesIO()
+    with h5py.File(io.BytesIO(data)) as source, h5py.File(memory, "w", libver="latest") as target:
+        for name in source:
+            source.copy(name, target)
+    return memory.getvalue()
+
+
 def mutated(data, rng):
     data = bytearray(data)
     if rng.random() < 0.15:
@@ -328,6 +364,7 @@ def fuzz(keras_files, folder, count, seed):
         (".keras", lambda data: data, (keras_files / "nested.keras").read_bytes()),
         (".weights.h5", lambda data: data, (keras_files / "functional.weights.h5").read_bytes()),
         (".h5", lambda data: data, (keras_files / "nested.h5").read_bytes()),
+        (".weights.h5", lambda data: data, newer_structures((keras_files / "nested.weights.h5").read_bytes())),
     ]
     tally = {"opened": 0, "refused": 0, "slowest": 0.0}
     for number in range(count):

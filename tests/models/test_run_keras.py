@@ -73,6 +73,10 @@ def test_every_captured_output_is_the_formula(keras_files, ran):
                 assert np.all(np.abs(got - y) <= bound), (file, record.name)
 
 
+def test_a_wrapper_calls_its_layer_once_a_time_step(ran):
+    assert ran["steps"] == 3
+
+
 def test_outputs_are_those_of_the_model_that_was_saved(keras_files, ran):
     want = np.load(keras_files / "functional_y.npy")
     np.testing.assert_allclose(ran["y"], want, rtol=1e-5, atol=1e-5)

@@ -31,6 +31,8 @@ MOST_FILTERED_CHUNK = 256 << 10  # deflate expands at most 1032 times: 264 MB
 MOST_METADATA_READ = 64 << 20
 MOST_DEPTH = 64
 EXTERNAL_FILES_MESSAGE = 7
+HEAP_HEADER = 32
+SYMBOL_TABLE_ENTRY = 40
 
 
 class BoundedReader(io.RawIOBase):
@@ -44,6 +46,8 @@ class BoundedReader(io.RawIOBase):
         self._stream = stream
         self._size = size
         self._position = 0
+        self._is_heap = False
+        self._longest_name = 0
         self._reads = 20_000 + min(size // 8, 2_000_000)
         self._bytes = (4 << 20) + min(8 * size, 512 << 20)
 
@@ -78,7 +82,17 @@ class BoundedReader(io.RawIOBase):
         self._stream.seek(self._position)
         data = self._stream.read(wanted)
         self._position += len(data)
+        self._watch_names(data)
         return data
+
+    def _watch_names(self, data: bytes) -> None:
+        # Every entry of a symbol table points into the heap of names read before it, and nothing stops all of them
+        # from pointing into one long name: each entry is charged with the longest.
+        if self._is_heap:
+            self._longest_name = max(map(len, data.split(b"\0")))
+        self._is_heap = data.startswith(b"HEAP") and len(data) == HEAP_HEADER
+        if len(data) == SYMBOL_TABLE_ENTRY:
+            self._bytes -= self._longest_name
 
 
 class Hdf5File:
