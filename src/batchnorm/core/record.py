@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .dtypes import unit_roundoff
+from .dtypes import smallest_normal, unit_roundoff
 
 __all__ = ["Averaging", "EpsilonSource", "LayerRecord", "Mode", "UpdatesSource"]
 
@@ -62,6 +62,9 @@ class LayerRecord:
         Lengths of the kept axes; ``(channels,)`` for a single axis. Channels count through it in C order.
     initial_mean, initial_variance : float or None
         What the moving statistics started from; None where the file says they started from something else.
+    renorm : bool
+        Batch renormalization: the standard deviation is averaged, not the variance, so that ``decay**updates`` of the
+        initial variance is no floor under the stored one.
     """
 
     name: str
@@ -86,6 +89,7 @@ class LayerRecord:
     channel_shape: tuple[int, ...] = ()
     initial_mean: float | None = 0.0
     initial_variance: float | None = 1.0
+    renorm: bool = False
 
     def __post_init__(self) -> None:
         if (self.epsilon is None) != (self.epsilon_source == "unknown"):
@@ -147,27 +151,29 @@ class LayerRecord:
         return bool(np.all(self.moving_mean == mean) and np.all(self.moving_variance == variance))
 
     def _doubt(self, updates: int) -> str | None:
-        if self.moving_variance is None or self.initial_variance is None:
-            return None
-        if updates == 0:
-            return None if self.untouched() else "the counter says 0 updates, but the statistics have moved"
-        if self.untouched():
-            return f"the counter says {updates} updates, but the statistics are still their initial 0 and 1"
-        if self.decay is None or self.averaging != "exponential":
+        started_known = self.initial_mean is not None and self.initial_variance is not None
+        if started_known and self.moving_mean is not None and self.moving_variance is not None:
+            if updates == 0:
+                return None if self.untouched() else "the counter says 0 updates, but the statistics have moved"
+            if self.untouched() and self.decay != 1:
+                return (
+                    f"the counter says {updates} updates, but the statistics are still their initial "
+                    f"{self.initial_mean:g} and {self.initial_variance:g}"
+                )
+        if self.decay is None or self.averaging != "exponential" or self.renorm:
             return None
         return self._doubt_of_variance(updates, self.decay)
 
     def _doubt_of_variance(self, updates: int, decay: float) -> str | None:
-        # A batch variance is never negative, so decay**t of the initial variance is a floor under the stored one. Each
-        # update rounds once or twice; older roundings fade with decay, so at most about 1/(1 - decay) of them remain.
-        assert self.moving_variance is not None
-        assert self.initial_variance is not None
+        # A batch variance is never negative, so decay**t of the initial variance is a floor under the stored one. In a
+        # channel that never varied each update rounds the decay and the product, relative to what is left, until it is 0.
+        if self.moving_variance is None or self.initial_variance is None:
+            return None
         floor = decay**updates * self.initial_variance
         stored = self.moving_variance.astype(np.float64)
         lowest = float(np.min(stored, where=np.isfinite(stored), initial=np.inf))
-        remembered = min(updates, 1 / (1 - decay)) if decay < 1 else updates
-        slack = 2 * (1 + remembered) * unit_roundoff(self.dtype)
-        if lowest >= floor * (1 - slack):
+        slack = min(1.0, 2 * (1 + updates) * unit_roundoff(self.dtype))
+        if lowest >= max(0.0, floor * (1 - slack) - smallest_normal(self.dtype)):
             return None
         return (
             f"after {updates} updates at decay {decay:g} at least {floor:.3g} of the initial variance would be left, "

@@ -1,7 +1,8 @@
 """The float64 reference: slow, obvious, and the oracle of every test.
 
-Each function spells one formula for a single channel as a Python loop over exactly rounded sums (`math.fsum`); the two
-entry points at the end lay arrays out by channel. It shares no code with `equations`.
+Each function spells one formula for a single channel as a Python loop over exactly rounded sums (`math.fsum`); the
+helpers at the end lay arrays out by channel. With several axes the channels are counted in C order of those axes as
+given; masks are flat, over the other axes. It shares no code with `equations`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["backward", "debias", "fold", "inference", "merge", "moments", "training", "update"]
 
 Array = NDArray[np.float64]
+Axis = int | tuple[int, ...]
 
 
 def _moments(values: list[float]) -> tuple[float, float]:
@@ -54,7 +56,7 @@ def inference(
     beta: ArrayLike | None,
     *,
     epsilon: float,
-    axis: int = -1,
+    axis: Axis = -1,
 ) -> Array:
     """``gamma * (x - mean) / sqrt(variance + epsilon) + beta`` per channel, in float64."""
     by_channel, restore = _by_channel(x, axis)
@@ -67,7 +69,7 @@ def inference(
     return restore(y)
 
 
-def moments(x: ArrayLike, *, axis: int = -1, mask: ArrayLike | None = None) -> tuple[Array, Array]:
+def moments(x: ArrayLike, *, axis: Axis = -1, mask: ArrayLike | None = None) -> tuple[Array, Array]:
     """Mean and variance (divisor count) of each channel over its counted elements."""
     by_channel, _ = _by_channel(x, axis)
     counted = _mask_row(mask, by_channel.shape[1])
@@ -81,7 +83,7 @@ def training(
     beta: ArrayLike | None,
     *,
     epsilon: float,
-    axis: int = -1,
+    axis: Axis = -1,
     mask: ArrayLike | None = None,
 ) -> Array:
     """The same as `inference`, with each channel's own mean and variance."""
@@ -100,7 +102,7 @@ def backward(
     gamma: ArrayLike | None,
     *,
     epsilon: float,
-    axis: int = -1,
+    axis: Axis = -1,
     mask: ArrayLike | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of the input, gamma and beta in training, by the closed form, per channel."""
@@ -129,13 +131,15 @@ def _x_hat(values: Array, counted: list[bool], epsilon: float) -> list[float]:
     return [(float(v) - pivot - low) / math.sqrt(variance + epsilon) for v in values]
 
 
-def _by_channel(x: ArrayLike, axis: int) -> tuple[Array, Any]:
-    moved = np.moveaxis(np.asarray(x).astype(np.float64), axis, 0)
+def _by_channel(x: ArrayLike, axis: Axis) -> tuple[Array, Any]:
+    kept = (axis,) if isinstance(axis, int) else axis
+    front = tuple(range(len(kept)))
+    moved = np.moveaxis(np.asarray(x).astype(np.float64), kept, front)
 
     def restore(rows: Array) -> Array:
-        return np.moveaxis(rows.reshape(moved.shape), 0, axis)
+        return np.moveaxis(rows.reshape(moved.shape), front, kept)
 
-    return moved.reshape(moved.shape[0], -1), restore
+    return moved.reshape(math.prod(moved.shape[: len(kept)]), -1), restore
 
 
 def _mask_row(mask: ArrayLike | None, length: int) -> list[bool]:
