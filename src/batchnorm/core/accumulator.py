@@ -46,11 +46,14 @@ class Accumulator:
             return other
         if not np.any(other.count):
             return self
-        return Accumulator(*equations.pooled(self.count, self.mean, self.m2, other.count, other.mean, other.m2))
+        empty = np.equal(self.count + other.count, 0)  # a channel that neither has counted, where each counts its own
+        count = np.where(empty, 1, other.count) if np.any(empty) else other.count
+        total, mean, m2 = equations.pooled(self.count, self.mean, self.m2, count, other.mean, other.m2)
+        return Accumulator(np.where(empty, 0, total) if np.any(empty) else total, mean, m2)
 
     def variance(self, ddof: int) -> Array:
-        """``m2 / (count - ddof)``; divisor count where that is not positive."""
-        return np.asarray(equations.sample_variance(np, self.m2 / self.count, self.count, ddof))
+        """``m2 / (count - ddof)``; divisor count where that is not positive, 0 where nothing was counted."""
+        return np.asarray(equations.sample_variance(np, self.m2 / np.maximum(self.count, 1), self.count, ddof))
 
 
 def merge_moments(

@@ -165,8 +165,8 @@ class LayerRecord:
         return self._doubt_of_variance(updates, self.decay)
 
     def _doubt_of_variance(self, updates: int, decay: float) -> str | None:
-        # A batch variance is never negative, so decay**t of the initial variance is a floor under the stored one. In a
-        # channel that never varied each update rounds the decay and the product, relative to what is left, until it is 0.
+        # A batch variance is never negative, so decay**t of the initial variance is a floor under the stored one. Where
+        # a channel never varied, each update rounds the decay and the product, relative to what is left, until it is 0.
         if self.moving_variance is None or self.initial_variance is None:
             return None
         floor = decay**updates * self.initial_variance
