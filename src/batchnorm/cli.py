@@ -12,7 +12,7 @@ import click
 from batchnorm import __version__
 from batchnorm.errors import BatchnormError
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 CLEAN, FINDINGS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
@@ -25,10 +25,11 @@ and package.module:name runs your own code."""
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and leave with its exit status: 0 clean, 1 findings, 2 unusable, 130 interrupted."""
-    sys.exit(_status(arguments))
+    sys.exit(run(arguments))
 
 
-def _status(arguments: list[str] | None) -> int:
+def run(arguments: list[str] | None = None) -> int:
+    """The same, with the status returned."""
     try:
         return int(program.main(arguments, prog_name="batchnorm", standalone_mode=False) or CLEAN)
     except click.exceptions.NoArgsIsHelpError as shown:
