@@ -36,10 +36,10 @@ def brief(value: float, significant: int = 4) -> str:
 
 
 def percent(share: float) -> str:
-    """``90.4 %``; never a rounded 100 or 0 for what is not."""
+    """``90.4 %``; never a rounded 100 or 0."""
     if 0.9995 < share < 1:
         return "over 99.9 %"
-    if 0 < share < 0.0005:
+    if share < 0.0005:
         return "under 0.1 %"
     return f"{100 * share:.3g} %"
 

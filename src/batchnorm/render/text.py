@@ -19,6 +19,8 @@ __all__ = ["WIDTH", "console", "draw", "printable", "render"]
 
 WIDTH = 80
 WIDE = 200
+NAME_WIDTH = 28
+"""Of the name in a table of 80 columns: a longer one is folded."""
 Document = Mapping[str, Any]
 
 
@@ -54,6 +56,7 @@ def draw_list(document: Document, to: Console, wide: bool) -> None:
         return
     columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
     table = _table([name for name, _ in columns], left=("layer", "worst sign", "mode"))
+    table.columns[0].min_width = min(max(len(printable(layer["name"])) for layer in layers), NAME_WIDTH)
     for layer in layers:
         _add_row(table, (cell(layer) for _, cell in columns))
     _print_table(table, to)
@@ -162,7 +165,7 @@ def _draw_below(values: Sequence[Document], to: Console) -> None:
     for value in values:
         model = "" if value["model_y"] is None else f"   (the model: {_short(value['model_y'], 8)})"
         to.print(Text(f"  x = {_short(value['x'], 8)}   y = {_output(value)}{model}"))
-        to.print(Text(f"    {value['formula']}", style="dim"))
+        to.print(Padding(Text(value["formula"], style="dim"), (0, 0, 0, 4)))
 
 
 def _output(value: Document) -> str:
@@ -258,7 +261,7 @@ def _print_notes(document: Document, to: Console) -> None:
 
 
 def _percent(share: Any) -> str:
-    return "-" if share is None else ("<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.3g} %")
+    return "-" if share is None else ("<0.1 %" if share < 0.0005 else f"{100 * share:.3g} %")
 
 
 def _scale(layer: Document, name: str) -> str:
