@@ -67,6 +67,19 @@ def main(folder, out):
     result["live"] = {name: live(name, getattr(writer, name)) for name in ("nested", "shared", "wrapped", "subclassed")}
     import keras
 
+    from batchnorm.engines.keras import is_live
+    from batchnorm.models.keras_live import from_live
+
+    fresh = keras.layers.BatchNormalization(name="fresh")
+    assert is_live(fresh)
+    assert not is_live(np.ones(3))
+    result["errors"]["fresh"] = message(lambda: from_live(fresh))
+    fresh.build((None, 2))
+    result["single"] = (
+        [record.name for record in from_live(fresh).layers],
+        from_live(fresh).run(np.ones((1, 2), "float32"), ["fresh"]),
+    )
+
     for registered in ("tests>Block", "tests>SyncBatchNorm"):
         del keras.saving.get_custom_objects()[registered]
     result["errors"]["custom"] = message(lambda: open_model(folder / "custom.keras").run(np.ones((2, 4))))

@@ -1,6 +1,7 @@
 """Files that cannot be read: one line each, in bounded time, whatever was done to them."""
 
 import contextlib
+import copy
 import io
 import json
 import random
@@ -287,13 +288,13 @@ def test_missing_shard(tmp_path):
 
 
 def test_many_links_into_one_long_name(tmp_path):
-    """5000 links whose names are tails of one name of a megabyte: gigabytes, if they were all read."""
+    """2500 links whose names are tails of one of 300 kB: 750 MB, if they were all read."""
     memory = io.BytesIO()
-    long = b"z" * 1_000_000
+    long = b"z" * 300_000
     with h5py.File(memory, "w") as file:
         group = file.create_group("layers")
         group[long] = np.ones(1)
-        for number in range(5000):
+        for number in range(2500):
             group[f"{number:05d}"] = h5py.SoftLink("/")
     data = bytearray(memory.getvalue())
     start = data.rfind(b"HEAP", 0, data.find(long))
@@ -305,7 +306,7 @@ def test_many_links_into_one_long_name(tmp_path):
             if struct.unpack_from("<Q", data, entry)[0] < len(data) - segment:
                 data[entry : entry + 8] = struct.pack("<Q", data.find(long) - segment + patched)
                 patched += 1
-    assert patched > 4000
+    assert patched > 2000
     (tmp_path / "m.weights.h5").write_bytes(data)
     tracemalloc.start()
     try:
@@ -388,3 +389,44 @@ def test_damaged_files_open_or_are_refused(keras_files, tmp_path):
     assert tally["refused"] > 20
     assert tally["slowest"] < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 * 1024
+
+
+ODD = (None, True, -1, 10**400, 1e308, float("nan"), "", "x\x1b[31m\n", [], {}, [[]], [None], {"class_name": 3},
+       {"class_name": [], "config": []}, {"config": {"axis": 0, "epsilon": 1, "momentum": 0}})  # fmt: skip
+
+
+def places(value, found, depth=0):
+    """Every (container, key) of a JSON document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        found.append((value, key))
+        places(inner, found, depth + 1)
+    return found
+
+
+def fuzz_config(config, weights, path, count, seed):
+    rng = random.Random(seed)  # noqa: S311
+    tally = {"opened": 0, "refused": 0}
+    for _ in range(count):
+        document = json.loads(config)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            container, key = rng.choice(places(document, []))
+            other, at = rng.choice(places(document, []))
+            container[key] = copy.deepcopy(rng.choice((*ODD, other[at])))
+        path.write_bytes(zipped(json.dumps(document), weights))
+        outcome = "refused"
+        with contextlib.suppress(ModelFileError):
+            for record in open_model(path).layers:
+                assert record.name is not None
+            outcome = "opened"
+        tally[outcome] += 1
+    return tally
+
+
+@pytest.mark.parametrize("name", ["nested", "wrapped", "shared_across"])
+def test_odd_configs_open_or_are_refused(keras_files, tmp_path, name):
+    with zipfile.ZipFile(keras_files / f"{name}.keras") as archive:
+        config, inner = archive.read("config.json"), archive.read("model.weights.h5")
+    tally = fuzz_config(config, inner, tmp_path / "m.keras", 60, seed=5)
+    assert tally["opened"] > 5
+    assert tally["refused"] >= 1

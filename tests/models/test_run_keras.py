@@ -93,6 +93,14 @@ def test_refusals_say_the_way_out(ran):
     assert errors["lambda"].startswith("ModelFileError") and "Lambda" in errors["lambda"]  # noqa: PT018
 
 
+def test_a_single_live_layer(ran):
+    names, (y, captured) = ran["single"]
+    assert names == ["fresh"]
+    np.testing.assert_allclose(y, np.ones((1, 2)) / np.sqrt(1.001), rtol=1e-6)
+    np.testing.assert_array_equal(captured["fresh"][0][1], y)
+    assert ran["errors"]["fresh"].startswith("ArgumentError: layer 'fresh' has no weights yet")
+
+
 def test_live_models_read_like_their_files(ran):
     for name, (found, expected) in ran["live"].items():
         by_name = {record[0]: record for record in found}
@@ -102,3 +110,17 @@ def test_live_models_read_like_their_files(ran):
             assert epsilon is not None
             if name != "subclassed":
                 assert (updates, mode) == (want["updates"], want["mode"]), want["name"]
+
+
+def test_a_missing_backend_is_named(keras_files):
+    script = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from batchnorm.errors import MissingExtra; from batchnorm.models import open_model\n"
+        f"model = open_model(r'{keras_files / 'functional.keras'}')\n"
+        "try: model.run([[1, 2, 3]])\n"
+        "except MissingExtra as error: print(error)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "KERAS_BACKEND": "tensorflow"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert "backend tensorflow" in done.stdout, done.stderr[-2000:]
+    assert "KERAS_BACKEND" in done.stdout

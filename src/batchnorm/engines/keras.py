@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.protocols import Capture
-from batchnorm.errors import ArgumentError, ModelFileError, Refused, UnknownLayer, require
+from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refused, UnknownLayer, require
 
 __all__ = ["array_of", "is_live", "live_layers", "run_file", "run_live"]
 
 PURPOSE = "Running this model"
 NORM_SETTINGS = ("axis", "epsilon", "momentum", "moving_mean", "moving_variance")
+BACKENDS = ("tensorflow", "torch", "jax")
 WRAPPED = ("layer", "forward_layer", "backward_layer")
 
 
@@ -46,8 +47,7 @@ def run_file(path: str, x: Any, capture: Sequence[str], names: Sequence[str]) ->
     MissingExtra
         Keras is not installed.
     """
-    keras: Any = require("keras", "keras", PURPOSE)
-    model = _load(keras, path)
+    model = _load(_keras(), path)
     layers = dict(_named(model))
     unknown = [name for name in capture if name not in layers]
     if unknown and len(names) == len(layers):  # names that Keras makes anew at loading: the order is what is left
@@ -62,7 +62,8 @@ def run_live(
     known = dict(_named(model)) if layers is None else layers
     unknown = [name for name in capture if name not in known]
     if unknown:
-        raise UnknownLayer(f"the model in Keras has no batch normalization {unknown[0]!r}; it has {', '.join(known)}")
+        some = ", ".join(map(repr, list(known)[:10])) + (", ..." if len(known) > 10 else "")
+        raise UnknownLayer(f"the model in Keras has no batch normalization {unknown[0]!r}; it has {some or 'none'}")
     captured: Capture = {name: [] for name in capture}
     inputs = _inputs(model, x)
     with contextlib.ExitStack() as stack:
@@ -79,8 +80,24 @@ def live_layers(model: Any) -> list[tuple[str, Any]]:
 
 def is_live(value: Any) -> bool:
     """Whether an object is a Keras layer or model, found without importing Keras."""
-    keras: Any = sys.modules.get("keras")
-    return keras is not None and isinstance(value, keras.layers.Layer)
+    layers: Any = getattr(sys.modules.get("keras"), "layers", None)  # absent while Keras is being imported
+    return layers is not None and isinstance(value, layers.Layer)
+
+
+def _keras() -> Any:
+    try:
+        return require("keras", "keras", PURPOSE)
+    except MissingExtra:
+        raise
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in BACKENDS:
+            raise
+        others = " or ".join(name for name in BACKENDS if name != missing)
+        raise MissingExtra(
+            f"{PURPOSE} needs Keras' backend {missing}, which is not installed. Install it, or set KERAS_BACKEND to "
+            f"{others}"
+        ) from None
 
 
 def _load(keras: Any, path: str) -> Any:
@@ -91,7 +108,7 @@ def _load(keras: Any, path: str) -> Any:
 
 
 def _refusal(path: str, error: Exception) -> ModelFileError:
-    text = " ".join(str(error).split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(error).split()))
     lowered = text.lower()
     if "lambda" in lowered and ("unsafe" in lowered or "safe_mode" in lowered):
         reason = "it holds a Lambda layer, which is code inside the file and is not run"
@@ -122,7 +139,7 @@ def _walk(layer: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[tuple[
     if id(layer) in seen:
         return
     seen.add(id(layer))
-    if all(getattr(layer, setting, None) is not None for setting in NORM_SETTINGS):
+    if all(hasattr(layer, setting) for setting in NORM_SETTINGS):
         yield names, layer
         return
     for child in _children(layer):

@@ -78,8 +78,9 @@ def read_layers(model: Config) -> list[Layer]:
     """
     root = Layer((), (), _class_name(model), _settings(model))
     found: list[Layer] = []
-    shared: dict[Any, Layer] = {}
-    for layer, key in _walk(model, root):
+    shared: dict[int | None, Layer] = {}
+    for layer, mark in _walk(model, root):
+        key = mark if isinstance(mark, int) else None
         known = shared.get(key)
         if known is None:
             found.append(layer)

@@ -7,8 +7,11 @@ import sys
 from functools import partial
 from typing import Any
 
+from numpy.typing import NDArray
+
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.keras import array_of, live_layers, run_live
+from batchnorm.errors import ArgumentError
 
 from .keras_config import Layer, read_layers
 from .keras_records import counted, norm_record, roles_of
@@ -30,6 +33,11 @@ def from_live(model: Any) -> ModelFile:
     ModelFile
         With the model's name as path and copies of its arrays. Names are those that a file of the model would have,
         and ``updates`` comes from the model's own optimizer, where it has one.
+
+    Raises
+    ------
+    ArgumentError
+        A layer has no weights yet.
     """
     steps = _steps(model)
     shown = _serialised(model)
@@ -44,6 +52,12 @@ def from_live(model: Any) -> ModelFile:
     )
 
 
+def _arrays(name: str, live: Any, roles: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    if live.moving_mean is None:
+        raise ArgumentError(f"layer {name!r} has no weights yet. Call it, or its model, once on data")
+    return {role: array_of(getattr(live, role)) for role in roles}
+
+
 def _record(path: str, name: str, live: Any, shown: dict[str, Layer], steps: int | None) -> LayerRecord:
     known = shown.get(name)
     layer = Layer(
@@ -56,7 +70,7 @@ def _record(path: str, name: str, live: Any, shown: dict[str, Layer], steps: int
     )
     if known is not None:
         layer.calls = known.calls
-    arrays = {role: array_of(getattr(live, role)) for role in roles_of(layer.config)}
+    arrays = _arrays(name, live, roles_of(layer.config))
     return counted(norm_record(path, layer, arrays, ddof=0), layer, steps)
 
 

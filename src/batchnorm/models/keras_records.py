@@ -18,6 +18,7 @@ __all__ = ["counted", "ddof_of", "mode_of", "norm_record", "numbered", "roles_of
 
 RENORM = "with renorm the layer averages standard deviations, so that momentum is not the share a variance keeps"
 LARGEST = 1e30
+MOST_UPDATES = 2**53
 STATISTICS = ("moving_mean", "moving_variance")
 Arrays = dict[str, NDArray[Any]]
 
@@ -124,6 +125,8 @@ def counted(record: LayerRecord, layer: Layer, steps: int | None, *, old: bool =
         return record.replace(updates_doubt=FROZEN)
     if layer.config.get("renorm") is True:
         return record.replace(updates_doubt=RENORM)
+    if record.decay is None or not 0 <= record.decay <= 1:
+        return record.replace(updates_doubt=f"momentum {record.decay} is no share: it lies outside 0 to 1")
     calls = [1 if old else times for baked, times in layer.calls if not (old and baked is False)]
     if not calls:
         return record.replace(updates_doubt="every call of the layer fixes training=False, which updates nothing")
@@ -133,7 +136,10 @@ def counted(record: LayerRecord, layer: Layer, steps: int | None, *, old: bool =
             updates_doubt="a wrapper around the layer updates it once a time step, and the file does not say how many "
             "time steps there were"
         )
-    return record.with_updates(steps * sum(known), "optimizer iterations")
+    updates = steps * sum(known)
+    if updates >= MOST_UPDATES:
+        return record.replace(updates_doubt="the file claims more updates than any training makes")
+    return record.with_updates(updates, "optimizer iterations")
 
 
 def numbered(records: Iterable[LayerRecord]) -> tuple[LayerRecord, ...]:
