@@ -50,7 +50,7 @@ class LayerModel:
     def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """Output in inference mode; the layer's own input and output if it is named."""
         given = np.asarray(x)
-        y = self.layer(given, training=False)
+        y = self.layer.predict(given)  # a call would replace what the layer's own backward needs
         return y, {name: [(given, y)] for name in capture if name == self.path}
 
 
@@ -75,6 +75,7 @@ def _record(layer: Any) -> LayerRecord:
         beta=layer.beta,
         moving_mean=np.asarray(mean),
         moving_variance=np.asarray(variance),
+        renorm=layer.rule.renorm is not None,
     )
     # Debiased and cumulative statistics hold nothing of the initial value, so the number of updates explains nothing.
     return record.with_updates(layer.updates, "option") if averaged else record

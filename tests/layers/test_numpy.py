@@ -572,7 +572,7 @@ def test_bad_input_names_the_layer_and_the_values(call, error, message):
 def test_virtual_batches_need_samples_on_axis_0():
     layer = BatchNormalization(axis=0, virtual_batch_size=2, name="bn")
     with pytest.raises(ArgumentError, match="bn: virtual_batch_size splits axis 0, which holds the channels here"):
-        layer(np.ones((4, 5)), training=True)
+        layer(np.ones((2, 5)), training=True)
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ Averaging = Literal["exponential", "cumulative", "unknown"]
 Mode = Literal["by-call", "inference", "training", "frozen", "batch-statistics"]
 UpdatesSource = Literal["num_batches_tracked", "optimizer iterations", "option"]
 
+RENORM = "with renorm the layer averages standard deviations, so that momentum is not the share a variance keeps"
 ARRAYS = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
@@ -63,8 +64,8 @@ class LayerRecord:
     initial_mean, initial_variance : float or None
         What the moving statistics started from; None where the file says they started from something else.
     renorm : bool
-        Batch renormalization: the standard deviation is averaged, not the variance, so that ``decay**updates`` of the
-        initial variance is no floor under the stored one.
+        Batch renormalization: the standard deviation is averaged, not the variance, so that no number of updates tells
+        how much of the initial variance is left.
     """
 
     name: str
@@ -151,6 +152,8 @@ class LayerRecord:
         return bool(np.all(self.moving_mean == mean) and np.all(self.moving_variance == variance))
 
     def _doubt(self, updates: int) -> str | None:
+        if self.renorm:
+            return RENORM
         started_known = self.initial_mean is not None and self.initial_variance is not None
         if started_known and self.moving_mean is not None and self.moving_variance is not None:
             if updates == 0:
@@ -160,7 +163,7 @@ class LayerRecord:
                     f"the counter says {updates} updates, but the statistics are still their initial "
                     f"{self.initial_mean:g} and {self.initial_variance:g}"
                 )
-        if self.decay is None or self.averaging != "exponential" or self.renorm:
+        if self.decay is None or self.averaging != "exponential":
             return None
         return self._doubt_of_variance(updates, self.decay)
 

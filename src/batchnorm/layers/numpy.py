@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,17 +218,16 @@ class BatchNormalization(Weighted):
         if self.updates is not None and not np.all(skipped):
             self.updates += 1
 
-    def _parts(self, shape: tuple[int, ...], how: Plan, learn: bool) -> Iterator[slice]:
+    def _parts(self, shape: tuple[int, ...], how: Plan, learn: bool) -> list[slice]:
         size = self.virtual_batch_size
-        if size is None or not learn or shape[0] <= size:
-            yield slice(None)
-            return
-        if 0 in how.kept:
+        if size is not None and 0 in how.kept:
             raise ArgumentError(
                 f"{self.name}: virtual_batch_size splits axis 0, which holds the channels here (axis {self.axis}, "
                 f"input of shape {shape}). Put the samples on axis 0, or leave virtual_batch_size out."
             )
-        yield from (slice(start, start + size) for start in range(0, shape[0], size))
+        if size is None or not learn or shape[0] <= size:
+            return [slice(None)]
+        return [slice(start, start + size) for start in range(0, shape[0], size)]
 
     # -- a small loop --------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from .modelfile import quoted, unreadable
 
 __all__ = ["counted", "ddof_of", "mode_of", "norm_record", "numbered", "roles_of", "unknown_record"]
 
-RENORM = "with renorm the layer averages standard deviations, so that momentum is not the share a variance keeps"
 LARGEST = 1e30
 MOST_UPDATES = 2**53
 STATISTICS = ("moving_mean", "moving_variance")
@@ -60,6 +59,7 @@ def norm_record(path: str, layer: Layer, arrays: Arrays, *, ddof: int | None) ->
         channel_shape=channel_shape,
         initial_mean=initial_mean,
         initial_variance=initial_variance,
+        renorm=layer.config.get("renorm") is True,
         **vectors,
     )
 
@@ -123,8 +123,6 @@ def counted(record: LayerRecord, layer: Layer, steps: int | None, *, old: bool =
         return record
     if not layer.trainable:
         return record.replace(updates_doubt=FROZEN)
-    if layer.config.get("renorm") is True:
-        return record.replace(updates_doubt=RENORM)
     if record.decay is None or not 0 <= record.decay <= 1:
         return record.replace(updates_doubt=f"momentum {record.decay} is no share: it lies outside 0 to 1")
     calls = [1 if old else times for baked, times in layer.calls if not (old and baked is False)]

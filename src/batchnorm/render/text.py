@@ -19,7 +19,7 @@ __all__ = ["WIDTH", "console", "draw", "printable", "render"]
 
 WIDTH = 80
 WIDE = 200
-NAME_WIDTH = 28
+NAME_WIDTH = 22
 """Of the name in a table of 80 columns: a longer one is folded."""
 Document = Mapping[str, Any]
 
@@ -55,7 +55,7 @@ def draw_list(document: Document, to: Console, wide: bool) -> None:
         _print_no_layers(document, to)
         return
     columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
-    table = _table([name for name, _ in columns], left=("layer", "worst sign", "mode"))
+    table = _table([name for name, _ in columns], left=("layer", "worst sign", "mode"), gap=1)
     table.columns[0].min_width = min(max(len(printable(layer["name"])) for layer in layers), NAME_WIDTH)
     for layer in layers:
         _add_row(table, (cell(layer) for _, cell in columns))
@@ -219,8 +219,8 @@ def draw_doctor(document: Document, to: Console, wide: bool) -> None:
         _print_table(table, to)
 
 
-def _table(names: Iterable[str], left: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+def _table(names: Iterable[str], left: tuple[str, ...], gap: int = 2) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
     for name in names:
         table.add_column(Text(name), justify="left" if name in left else "right", overflow="fold")
     return table
