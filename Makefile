@@ -38,6 +38,10 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
 
+docs: $(VENV)/.tests
+	$(BIN)/python tests/analysis/test_golden.py
+	$(BIN)/python tests/docs/test_readme.py
+
 models: $(VENV)/.tests
 	KERAS_BACKEND=jax $(BIN)/python examples/make_models.py
 

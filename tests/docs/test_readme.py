@@ -1,7 +1,13 @@
-"""Every code block of README.md and of docs/ runs, and prints what it says it prints."""
+"""Every code block of README.md and of docs/ runs, and prints what it says it prints.
+
+``python tests/docs/test_readme.py`` writes what the commands print now into the console blocks; then read them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +19,7 @@ from batchnorm.cli import run
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ batchnorm (.*?)\n(.*?)(?=^\$ |\Z)", re.MULTILINE | re.DOTALL)
 BLOCKS = [(page, kind, text) for page in PAGES for kind, text in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
@@ -29,7 +36,7 @@ def test_every_block_says_its_language():
 @pytest.mark.parametrize("text", blocks("console"))
 def test_console_blocks_print_what_they_say(text, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for command, expected in re.findall(r"^\$ batchnorm (.*?)\n(.*?)(?=^\$ |\Z)", text, re.MULTILINE | re.DOTALL):
+    for command, expected in COMMAND.findall(text):
         assert run(shlex.split(command)) == 0
         assert capsys.readouterr().out.rstrip() == expected.rstrip()
 
@@ -37,3 +44,23 @@ def test_console_blocks_print_what_they_say(text, capsys, monkeypatch):
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_blocks_run(text, in_subprocess):
     in_subprocess(text)
+
+
+def rewritten(block):
+    """A console block with what its commands print now."""
+
+    def printed(found):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            run(shlex.split(found[1]))
+        return f"$ batchnorm {found[1]}\n{out.getvalue().rstrip()}\n"
+
+    return f"```console\n{COMMAND.sub(printed, block[1])}```"
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = re.sub(r"^```console\n(.*?)^```$", rewritten, old, flags=re.MULTILINE | re.DOTALL)
+        page.write_text(new, encoding="utf-8")
