@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from batchnorm.analysis.explain import LayerExplanation, Request, explain_layer
+from batchnorm.analysis.explain import Request, explain_layer
+from batchnorm.analysis.explanation import LayerExplanation
 from batchnorm.analysis.reasons import verdict
 from batchnorm.analysis.signs import signs_of
 from batchnorm.core.protocols import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from batchnorm.analysis.explain import LayerExplanation
+from batchnorm.analysis.explanation import LayerExplanation
 from batchnorm.analysis.reasons import verdict
 from batchnorm.analysis.signs import effective_scale, epsilon_dominated, signs_of
 from batchnorm.core.record import ARRAYS, LayerRecord

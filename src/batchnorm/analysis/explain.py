@@ -13,14 +13,17 @@ from batchnorm.core.ops import moments
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
 
-from . import reasons
 from .arrange import Arranged, arrange, checked_channel
+from .case import Case
 from .expected import Reading, Readings, Statistics, read
+from .explanation import Batch, ChannelExplanation, Debiased, LayerExplanation, Value
 from .formula import Constants, constants_of
 from .numbers import shown
+from .reasons import because
+from .remedies import remedies
 from .signs import worst_channels
 
-__all__ = ["Batch", "ChannelExplanation", "Debiased", "LayerExplanation", "Request", "Value", "explain_layer"]
+__all__ = ["Request", "explain_layer"]
 
 Array = NDArray[Any]
 
@@ -59,69 +62,6 @@ class Request:
     upstream: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One element: where it is, what goes in, what comes out, and the arithmetic between."""
-
-    index: tuple[int, ...]
-    x: float
-    y: float | None
-    formula: str
-    model_y: float | None = None
-    difference: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What training mode would take from this input and give for the values shown."""
-
-    count: int
-    mean: float
-    variance: float
-    y: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Debiased:
-    """The statistics with the initial value taken out, and what they would give for the values shown."""
-
-    mean: float
-    variance: float
-    y: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelExplanation:
-    """One channel worked through."""
-
-    channel: int
-    gamma: float | None
-    beta: float | None
-    moving_mean: float | None
-    moving_variance: float | None
-    epsilon: float | None
-    inv_std: float | None
-    scale: float | None
-    shift: float | None
-    values: tuple[Value, ...]
-    truncated: int
-    batch: Batch | None
-    debiased: Debiased | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerExplanation:
-    """One layer: its record, its channels worked through (worst first), why, and what to do."""
-
-    record: LayerRecord
-    explained: tuple[ChannelExplanation, ...]
-    expected: tuple[Reading, ...] | None
-    because: tuple[str, ...]
-    remedies: tuple[str, ...]
-    channels_truncated: int = 0
-    mode: str = "inference"
-
-
 def explain_layer(record: LayerRecord, request: Request) -> LayerExplanation:
     """Work a layer through and say why its output is what it is.
 
@@ -137,13 +77,13 @@ def explain_layer(record: LayerRecord, request: Request) -> LayerExplanation:
     channels, left_out = _channels(record, request, arranged)
     explained = tuple(_channel(record, request, arranged, c) for c in channels)
     expected = _expected(record, request, arranged, explained)
-    case = reasons.Case(record, explained, expected, request.mode, arranged is not None, request.upstream)
+    case = Case(record, explained, expected, request.mode, arranged is not None, request.upstream)
     return LayerExplanation(
         record=record,
         explained=explained,
         expected=expected,
-        because=reasons.because(case),
-        remedies=reasons.remedies(case),
+        because=because(case),
+        remedies=remedies(case),
         channels_truncated=left_out,
         mode=request.mode,
     )

@@ -1,78 +1,29 @@
-"""Why the output is what it is, and what to do: sentences with their numbers, most important first.
+"""Why the output is what it is: sentences with their numbers, most important first.
 
-Each reason is a function of a `Case` that returns a sentence or None; the tables at the end are their order.
+Each reason is a function of a `Case` that returns a sentence or None; `REASONS` is their order.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from batchnorm.core.record import LayerRecord
 
-from .expected import Reading
+from .case import GONE, Case, collected, epsilon_dominates, unlike, updates_until
 from .formula import constants_of
 from .numbers import brief, count, digits, listed, percent
-from .signs import Sign, initial_share, signs_of
+from .signs import initial_share, signs_of
 
-if TYPE_CHECKING:
-    from .explain import ChannelExplanation
+__all__ = ["because", "verdict"]
 
-__all__ = ["Case", "because", "remedies", "updates_until", "verdict"]
-
-GONE = 0.01
-"""An initial value that is under 1 % of a moving average no longer shows in four digits of most outputs."""
 FAR = 5.0
 """Standard deviations: data does not lie there, so an input that does is of another kind."""
-UNLIKE_COUNT = 8
-"""Fewer values say too little of an input's mean and spread to compare them with the stored ones."""
-UNLIKE_MEAN = 1.0
-UNLIKE_SPREAD = 2.0
-UNSETTLED = 5.0
-"""Early in a training the weights before the layer still move, and with them what its statistics are of."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Case:
-    """What the sentences are about: a layer, its channels worked through, and how they were asked for."""
-
-    record: LayerRecord
-    explained: tuple[ChannelExplanation, ...]
-    expected: tuple[Reading, ...] | None
-    mode: str
-    given: bool
-    upstream: str | None = None
-
-    @property
-    def lead(self) -> ChannelExplanation:
-        """The worst channel, or the only one."""
-        return self.explained[0]
-
-    @property
-    def of_lead(self) -> str:
-        """`` of channel 3`` where the layer has several."""
-        return f" of channel {self.lead.channel}" if self.record.channels > 1 else ""
-
-    @property
-    def in_lead(self) -> str:
-        """`` in channel 3`` where the layer has several."""
-        return f" in channel {self.lead.channel}" if self.record.channels > 1 else ""
-
-    def sign(self, rule: str) -> Sign | None:
-        """The sign of that rule, if the record shows it."""
-        return next((sign for sign in signs_of(self.record) if sign.rule == rule), None)
 
 
 def because(case: Case) -> tuple[str, ...]:
     """Why, most important first."""
-    return _collected(REASONS, case)
-
-
-def remedies(case: Case) -> tuple[str, ...]:
-    """What to do about it, most helpful first."""
-    return _collected(REMEDIES, case)
+    return collected(REASONS, case)
 
 
 def verdict(record: LayerRecord) -> str:
@@ -81,20 +32,6 @@ def verdict(record: LayerRecord) -> str:
         return "no moving statistics in the file"
     found = signs_of(record)
     return found[0].text if found else "nothing unusual"
-
-
-def updates_until(decay: float, share: float = GONE) -> int | None:
-    """Updates after which the initial value's share is under ``share``; None where it never is."""
-    if not 0 < decay < 1:
-        return 1 if decay == 0 else None
-    return math.ceil(math.log(share) / math.log(decay))
-
-
-def _collected(table: tuple[Callable[[Case], str | None], ...], case: Case) -> tuple[str, ...]:
-    return tuple(sentence for write in table if (sentence := write(case)) is not None)
-
-
-# Reasons
 
 
 def _what_was_expected(case: Case) -> str | None:
@@ -274,9 +211,7 @@ def _counter_doubted(case: Case) -> str | None:
 
 def _epsilon_dominates(case: Case) -> str | None:
     lead = case.lead
-    if lead.epsilon is None or lead.moving_variance is None or lead.inv_std is None:
-        return None
-    if not 0 <= lead.moving_variance < 10 * lead.epsilon:
+    if not epsilon_dominates(case) or lead.moving_variance is None or lead.epsilon is None or lead.inv_std is None:
         return None
     small = "far below" if lead.moving_variance < 0.1 * lead.epsilon else "no larger than ten times"
     return (
@@ -287,27 +222,14 @@ def _epsilon_dominates(case: Case) -> str | None:
 
 
 def _input_unlike(case: Case) -> str | None:
-    lead, batch = case.lead, case.lead.batch
-    if batch is None or batch.count < UNLIKE_COUNT or case.record.untouched():
-        return None
-    if lead.moving_mean is None or lead.moving_variance is None or not batch.variance >= 0:
-        return None
-    mean, variance = lead.moving_mean, lead.moving_variance
-    if lead.debiased is not None and lead.debiased.variance > 0:
-        mean, variance = lead.debiased.mean, lead.debiased.variance
-    sd = math.sqrt(max(variance, 0.0) + (lead.epsilon or 0.0))
-    if not sd > 0:
-        return None
-    z, ratio = abs(batch.mean - mean) / sd, math.sqrt(batch.variance + (lead.epsilon or 0.0)) / sd
-    weight = case.record.initial_weight
-    slack = UNSETTLED if weight is not None and weight > GONE else 1.0
-    if z <= slack * UNLIKE_MEAN and 1 / UNLIKE_SPREAD <= ratio * slack and ratio <= slack * UNLIKE_SPREAD:
+    found, batch = unlike(case), case.lead.batch
+    if found is None or batch is None:
         return None
     upstream = f" It comes through {case.upstream}, where inference already differs." if case.upstream else ""
     return (
         f"This input is not like the data behind the statistics{case.of_lead}: its mean {brief(batch.mean)} lies "
-        f"{brief(z, 3)} standard deviations from {brief(mean)}, and its spread is {brief(ratio, 3)} times theirs."
-        f"{upstream}"
+        f"{brief(found.distance, 3)} standard deviations from {brief(found.stored_mean)}, and its spread is "
+        f"{brief(found.ratio, 3)} times theirs.{upstream}"
     )
 
 
@@ -332,102 +254,6 @@ def _skewed_graph(case: Case) -> str | None:
     return "The model fixes training mode for this layer: it normalises with each batch, whatever the caller asks for."
 
 
-# Remedies
-
-
-def _use_the_batch(case: Case) -> str | None:
-    wanted = case.expected is not None and any(r.fits and r.reading.startswith("the batch") for r in case.expected)
-    if not wanted or case.mode == "training":
-        return None
-    return (
-        "To normalise each batch by itself, call the layer with training=True (Keras) or in train() mode (PyTorch), "
-        "with gamma 1 and beta 0; predict and eval() never do. One fixed data set is better normalised beforehand."
-    )
-
-
-def _train_longer(case: Case) -> str | None:
-    record, weight = case.record, case.record.initial_weight
-    if weight is None or weight < GONE or record.decay is None or not record.updates or record.untouched():
-        return None
-    total = updates_until(record.decay)
-    if total is None:
-        return "Choose a momentum below 1."
-    return (
-        f"Train for {total - record.updates} more updates; or run training data through the model in training mode "
-        "without an optimizer step: each batch is one update."
-    )
-
-
-def _lower_momentum(case: Case) -> str | None:
-    record, weight = case.record, case.record.initial_weight
-    if weight is None or weight < GONE or not record.updates or record.untouched():
-        return None
-    enough = math.floor(1000 * GONE ** (1 / record.updates)) / 1000
-    spelled = enough if record.momentum in (None, record.decay) else round(1 - enough, 3)
-    return (
-        f"For so short a training choose another momentum: {digits(spelled)} forgets the initial value within "
-        f"{count(record.updates, 'update')}."
-    )
-
-
-def _take_it_out(case: Case) -> str | None:
-    lead, weight = case.lead, case.record.initial_weight
-    if lead.debiased is None or weight is None or weight < GONE or case.record.untouched():
-        return None
-    how = f"Or take the initial value out: (moving - {brief(weight)}*initial)/(1 - {brief(weight)})"
-    values = f"moving_mean {brief(lead.debiased.mean)}, moving_variance {brief(lead.debiased.variance)}"
-    negative = "" if lead.debiased.variance >= 0 else " (a negative variance: the counter cannot be right)"
-    return f'{how} gives {values}{case.in_lead}{negative}. A layer with statistics="debiased" does so by itself.'
-
-
-def _start_training(case: Case) -> str | None:
-    if not case.record.untouched():
-        return None
-    return (
-        "Train the model, or load trained weights. If it was trained: was the layer frozen, or called with "
-        "training=False all along?"
-    )
-
-
-def _restore(case: Case) -> str | None:
-    if case.sign("BN101") is None and case.sign("BN102") is None:
-        return None
-    return (
-        "Go back to a checkpoint from before the damage, or estimate the statistics anew from data; then look for the "
-        "batch that brought it (a NaN in the input, an overflow in half precision)."
-    )
-
-
-def _give_epsilon(case: Case) -> str | None:
-    if case.record.epsilon is not None:
-        return None
-    return "Pass the epsilon the model was built with: --eps 0.001 is Keras' default, --eps 0.00001 PyTorch's."
-
-
-def _give_updates(case: Case) -> str | None:
-    if case.record.updates_doubt is None or case.record.untouched() or case.record.mode == "frozen":
-        return None
-    return "Pass the number of updates with --updates, if you know it."
-
-
-def _same_input(case: Case) -> str | None:
-    if case.upstream is not None or _input_unlike(case) is None:
-        return None
-    return (
-        "Feed the model as in training: the same scaling (0 to 1, or 0 to 255?), the same channel order, the same mean "
-        "subtracted."
-    )
-
-
-def _mind_the_scale(case: Case) -> str | None:
-    if _epsilon_dominates(case) is None:
-        return None
-    return (
-        "If many channels are like this, the layer's input is too small for this epsilon: is it scaled twice? A single "
-        "one is a feature that hardly ever varies."
-    )
-
-
 def _known(values: tuple[float | None, ...] | list[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
@@ -448,17 +274,4 @@ REASONS: tuple[Callable[[Case], str | None], ...] = (
     _no_epsilon,
     _frozen,
     _absent_parameters,
-)
-
-REMEDIES: tuple[Callable[[Case], str | None], ...] = (
-    _restore,
-    _start_training,
-    _same_input,
-    _use_the_batch,
-    _train_longer,
-    _lower_momentum,
-    _take_it_out,
-    _give_epsilon,
-    _give_updates,
-    _mind_the_scale,
 )
