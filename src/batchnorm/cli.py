@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import click
@@ -122,15 +123,16 @@ def explain_command(
     from batchnorm import inputs
     from batchnorm.api import explain
 
-    found = explain(
-        _opened(model),
-        None if x is None else inputs.values(x, "--x"),
-        data=None if data is None else inputs.model_input(data),
-        at=None if at is None else inputs.index(at),
-        expect=None if expect is None else inputs.values(expect, "--expect"),
-        epsilon=eps,
-        **asked,
-    )
+    with _busy("Running the model", data is not None):
+        found = explain(
+            _opened(model),
+            None if x is None else inputs.values(x, "--x"),
+            data=None if data is None else inputs.model_input(data),
+            at=None if at is None else inputs.index(at),
+            expect=None if expect is None else inputs.values(expect, "--expect"),
+            epsilon=eps,
+            **asked,
+        )
     _print(found, form, as_json, wide)
     return CLEAN
 
@@ -153,6 +155,18 @@ def doctor_command(form: str, as_json: bool, wide: bool) -> int:
 
     _print(doctor(), form, as_json, wide)
     return CLEAN
+
+
+@contextlib.contextmanager
+def _busy(what: str, long: bool) -> Generator[None]:
+    """Say on stderr what takes so long, on a terminal."""
+    if not long or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def _opened(model: str) -> Any:
