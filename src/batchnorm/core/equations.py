@@ -20,10 +20,12 @@ __all__ = [
     "Limits",
     "Moments",
     "affine",
+    "counted_sums",
     "debias",
     "decayed",
     "fold",
     "input_gradient",
+    "input_tangent",
     "inv_std",
     "merge_all",
     "moments",
@@ -77,7 +79,8 @@ def moments(xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None
     count : int or array
         Counted elements of each channel; at least 1 (pass 1 where there is none: all sums are then 0).
     mask : array of bool, optional
-        True where an element counts; the rank of ``x``, length 1 on the kept axes and full on the others.
+        True where an element counts; the rank of ``x``, full on the reduced axes, length 1 (or full, where each has
+        its own mask: virtual batches) on the kept ones.
     refine : bool
         Read the input once more and correct the variance as the mean always is, by the mean of what is left. For
         namespaces that add one number after another (TensorFlow on the CPU, NumPy over leading axes): in float32 that
@@ -109,10 +112,15 @@ def _counted_sum(xp: Any, values: Any, axes: tuple[int, ...], mask: Any) -> Any:
 def _first_counted(xp: Any, x: Any, axes: tuple[int, ...], mask: Any) -> Any:
     # Subtracted before anything is summed: a constant channel then gives differences of exactly 0.
     if mask is None:
-        return x[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(len(x.shape)))]
-    flat = xp.reshape(mask, (-1,))
-    is_first = xp.where(flat, xp.cumsum(xp.where(flat, 1, 0), axis=0), 0) == 1
-    return _counted_sum(xp, x, axes, xp.reshape(is_first, tuple(mask.shape)))
+        first = x[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(len(x.shape)))]
+        return xp.sum(first, axis=axes, keepdims=True) if axes else first  # the sum gives an empty batch its 0
+    # Axis by axis, not over a flattened mask: lengths may be unknown, and a virtual batch has its own first element.
+    left, is_first = xp.where(mask, 1, 0), mask
+    for axis in reversed(axes):
+        chosen = xp.where(left == 1, xp.cumsum(left, axis=axis), 0) == 1
+        is_first = xp.where(chosen, is_first, False)
+        left = xp.sum(xp.where(chosen, 1, 0), axis=axis, keepdims=True)
+    return _counted_sum(xp, x, axes, is_first)
 
 
 def inv_std(xp: Any, variance: Any, epsilon: float) -> Any:
@@ -257,3 +265,19 @@ def input_gradient(xp: Any, grad: Any, x_hat: Any, scale: Any, sums: tuple[Any, 
     if mask is not None:
         through_statistics = xp.where(mask, through_statistics, 0.0)
     return scale * (grad - through_statistics)
+
+
+def counted_sums(xp: Any, tangent: Any, x_hat: Any, axes: tuple[int, ...], mask: Any = None) -> tuple[Any, Any]:
+    """``sum(tangent), sum(tangent * x_hat)`` over the counted elements: what `input_tangent` needs of a batch."""
+    return _counted_sum(xp, tangent, axes, mask), _counted_sum(xp, tangent * x_hat, axes, mask)
+
+
+def input_tangent(tangent: Any, x_hat: Any, inverse: Any, sums: tuple[Any, Any], count: Any) -> tuple[Any, Any]:
+    """The derivatives of x_hat and of inv_std in training, as the input moves along ``tangent``.
+
+    ``inv_std * (tangent - (sum(tangent) + x_hat*sum(tangent*x_hat))/count)`` and
+    ``-inv_std**2 * sum(tangent*x_hat)/count``, with the sums of `counted_sums` over every part of a synchronised batch.
+    Transposed, the first one times gamma is `input_gradient`.
+    """
+    mean, slope = sums[0] / count, sums[1] / count
+    return inverse * (tangent - mean - x_hat * slope), -inverse * inverse * slope
