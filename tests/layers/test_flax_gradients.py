@@ -157,7 +157,7 @@ def test_no_gradient_through_the_moving_statistics():
 
 
 def test_gradient_in_half_precision_is_rounded_once():
-    x, gamma, beta = point()
+    x, _, _ = point()
     narrow = jnp.asarray(x, jnp.bfloat16)
     layer = BatchNorm(3, epsilon=EPSILON, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     graph, state = nnx.split(layer)
