@@ -20,11 +20,11 @@ class Residual(nnx.Module):
     """Convolution, norm, one residual block of two convolutions and norms, mean, dense."""
 
     def __init__(self, norm, rngs):
-        self.stem = nnx.Conv(1, 8, (3, 3), strides=2, rngs=rngs)
-        self.norm = norm(8, rngs=rngs)
-        self.convolutions = nnx.List([nnx.Conv(8, 8, (3, 3), rngs=rngs) for _ in range(2)])
-        self.norms = nnx.List([norm(8, rngs=rngs) for _ in range(2)])
-        self.head = nnx.Linear(8, 10, rngs=rngs)
+        self.stem = nnx.Conv(1, 16, (3, 3), strides=2, rngs=rngs)
+        self.norm = norm(16, rngs=rngs)
+        self.convolutions = nnx.List([nnx.Conv(16, 16, (3, 3), rngs=rngs) for _ in range(2)])
+        self.norms = nnx.List([norm(16, rngs=rngs) for _ in range(2)])
+        self.head = nnx.Linear(16, 10, rngs=rngs)
 
     def __call__(self, x):
         x = nnx.relu(self.norm(self.stem(x)))
