@@ -172,3 +172,42 @@ def test_empty_parts_change_nothing_and_all_empty_is_zero():
         assert (got.count.item(), got.mean.item(), got.variance.item()) == (3.0, 2.5, 4.0)
     nothing = equations.merge_all(np, Moments(*(np.zeros((2, 1)) for _ in range(4))))
     assert (nothing.count.item(), nothing.mean.item(), nothing.variance.item()) == (0.0, 0.0, 0.0)
+
+
+def test_a_mask_may_differ_from_channel_to_channel():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (5, 4, 3))
+    x[..., 1] = 0.1  # constant: 0 only if the first counted element of each channel is found
+    mask = rng.random(x.shape) < 0.5
+    mask[0, 0], mask[2, 3] = False, True
+    x[~mask] = np.nan
+    count = mask.sum((0, 1), keepdims=True)
+    got = equations.moments(np, x, (0, 1), count, mask)
+    for c in range(3):
+        mean, variance = reference.moments(x[..., c][mask[..., c]].reshape(-1, 1))
+        np.testing.assert_allclose(got.mean[0, 0, c], mean[0], rtol=1e-15)
+        np.testing.assert_allclose(got.variance[0, 0, c], variance[0], rtol=1e-14, atol=0)
+    assert got.variance[0, 0, 1] == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tangent_is_the_derivative_and_its_transpose_the_gradient(masked):
+    rng = np.random.default_rng(1)
+    x, tangent, grad = rng.normal(2, 1, (3, 7, 2))
+    mask = rng.random((7, 1)) < 0.6 if masked else None
+    count = 7 if mask is None else int(mask.sum())
+
+    def normalized(x):
+        batch = equations.moments(np, x, (0,), count, mask)
+        inverse = equations.inv_std(np, batch.variance, 1e-3)
+        return equations.standardize(x, batch.high, batch.low, inverse), inverse
+
+    x_hat, inverse = normalized(x)
+    sums = equations.counted_sums(np, tangent, x_hat, (0,), mask)
+    moved = equations.input_tangent(tangent, x_hat, inverse, sums, count)
+    h = 1e-6  # the error of a central difference is of h**2 and of u64/h
+    for got, up, down in zip(moved, normalized(x + h * tangent), normalized(x - h * tangent), strict=True):
+        np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=0, atol=1e-8)
+    back = equations.parameter_gradients(np, grad, x_hat, (0,))
+    gradient = equations.input_gradient(np, grad, x_hat, inverse, back, count, mask)
+    np.testing.assert_allclose(np.sum(grad * moved[0]), np.sum(gradient * tangent), rtol=1e-12)

@@ -160,16 +160,16 @@ def test_promote_dtype_of_ones_own_has_the_last_word():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epsilon": 0.0}, "BatchNorm: epsilon must be positive; got 0.0"),
-        ({"epsilon": -1e-3}, "epsilon must be positive; got -0.001"),
-        ({"epsilon": float("nan")}, "epsilon must be positive; got nan"),
-        ({"momentum": 1.5}, "momentum must lie between 0 and 1, the share of the old value; got 1.5"),
-        ({"momentum": -0.1}, "momentum .* got -0.1"),
-        ({"statistics": "ema"}, "statistics must be one of moving, debiased, cumulative; got 'ema'"),
-        ({"ddof": 2}, "ddof must be 0 or 1; got 2"),
-        ({"virtual_batch_size": 0}, "virtual_batch_size must be at least 1, or None; got 0"),
-        ({"virtual_batch_size": 4, "axis_name": "d"}, "axis_name must be None with virtual_batch_size.*got 'd'"),
-        ({"axis": (1, 2)}, "num_features must give 2 length"),
+        ({"epsilon": 0.0}, "BatchNorm: epsilon must be positive and finite; got 0.0"),
+        ({"epsilon": -1e-3}, "epsilon must be positive and finite; got -0.001"),
+        ({"epsilon": float("nan")}, "epsilon must be positive and finite; got nan"),
+        ({"momentum": 1.5}, "momentum must lie between 0 and 1, the share of the old value .* got 1.5"),
+        ({"momentum": -0.1}, r"momentum .* got -0.1"),
+        ({"statistics": "ema"}, "statistics must be one of 'moving', 'debiased', 'cumulative'; got 'ema'"),
+        ({"ddof": 2}, "ddof must be one of 0, 1; got 2"),
+        ({"virtual_batch_size": 0}, "virtual_batch_size must be an integer of at least 1; got 0"),
+        ({"virtual_batch_size": 4, "axis_name": "d"}, r"virtual_batch_size splits .* got both \(4 and 'd'\)"),
+        ({"axis": (1, 2)}, r"num_features must give one length for each axis; got 3 for axis \(1, 2\)"),
     ],
 )
 def test_bad_options_are_refused_at_construction(options, message):

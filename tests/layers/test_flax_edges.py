@@ -156,6 +156,29 @@ def test_nan_in_the_padding_stays_there():
     np.testing.assert_allclose(ours.var[...], expected[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("virtual", [None, 4])
+def test_what_is_in_the_padding_leaves_the_gradients_alone(value, virtual):
+    x, mask = normal(6, 2), jnp.array([True] * 4 + [False] * 2)
+
+    def gradients(x):
+        layer = bn.BatchNorm(2, virtual_batch_size=virtual, rngs=nnx.Rngs(0))
+        layer.scale[...] = jnp.array([2.0, -3.0])
+
+        def loss(layer, x):
+            return jnp.sum(jnp.where(mask[:, None], layer(x, mask=mask), 0.0) ** 3)
+
+        return jax.tree.leaves(nnx.grad(loss, argnums=(0, 1))(layer, jnp.asarray(x)))
+
+    expected = gradients(x)
+    x[4:] = value
+    for a, b in zip(gradients(x), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    layer = bn.BatchNorm(2, use_bias=False, rngs=nnx.Rngs(0))
+    layer.scale[...] = jnp.array([2.0, -3.0])
+    np.testing.assert_array_equal(layer(jnp.asarray(x), mask=mask)[4:], x[4:] * np.array([1.0, -1.0]))
+
+
 def test_large_mean():
     x = normal(4096, 1, mean=1e4)
     ours, theirs = both(1, momentum=0.0, use_scale=False, use_bias=False)

@@ -1,8 +1,6 @@
 """A real training, once with Flax' layer and once with ours: the same loss curve to 1e-4."""
 
 import functools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +13,7 @@ from flax import nnx
 
 from batchnorm.flax import BatchNorm
 
-sys.path.insert(0, str(Path(__file__).parent / "scripts"))
-from flax_digits import train  # noqa: E402
+from .scripts.flax_digits import train
 
 
 @pytest.mark.slow

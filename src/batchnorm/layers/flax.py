@@ -20,6 +20,7 @@ from batchnorm.core.plan import Plan, plan
 from batchnorm.core.training import Rule, Statistics
 from batchnorm.errors import ArgumentError
 
+from .arguments import non_negative_int, one_of, positive, positive_int_or_none, share
 from .jax_training import Sync, Task, full_mask, train
 
 __all__ = ["BatchNorm", "SkippedUpdates"]
@@ -27,7 +28,6 @@ __all__ = ["BatchNorm", "SkippedUpdates"]
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 VARIABLES = {"moving_mean": "mean", "moving_variance": "var", "remaining": "remaining", "updates": "updates"}
 ZEROS, ONES = initializers.zeros_init(), initializers.ones_init()
-STATISTICS = get_args(Statistics)
 WHO = "BatchNorm"
 
 
@@ -296,19 +296,21 @@ class BatchNorm(nnx.BatchNorm):
         return (self.num_features,) if isinstance(self.num_features, int) else tuple(self.num_features)
 
     def _check(self) -> None:
-        size, sync = self.virtual_batch_size, self.axis_name
-        _require(self.epsilon > 0, "epsilon", self.epsilon, "be positive")
-        _require(0 <= self.momentum <= 1, "momentum", self.momentum, "lie between 0 and 1, the share of the old value")
-        _require(self.statistics in STATISTICS, "statistics", self.statistics, f"be one of {', '.join(STATISTICS)}")
-        _require(self.ddof in (0, 1), "ddof", self.ddof, "be 0 or 1")
-        _require(size is None or size >= 1, "virtual_batch_size", size, "be at least 1, or None")
-        _require(
-            size is None or sync is None, "axis_name", sync, "be None with virtual_batch_size, which splits batches"
-        )
-        axes = 1 if isinstance(self.axis, int) else len(self.axis)
-        shape = self._channel_shape()
-        _require(len(shape) == axes, "num_features", self.num_features, f"give {axes} length(s), one an axis")
-        _require(all(n >= 0 for n in shape), "num_features", self.num_features, "not be negative")
+        positive(WHO, "epsilon", self.epsilon)
+        share(WHO, "momentum", self.momentum)
+        one_of(WHO, "statistics", self.statistics, get_args(Statistics))
+        one_of(WHO, "ddof", self.ddof, (0, 1))
+        if positive_int_or_none(WHO, "virtual_batch_size", self.virtual_batch_size) and self.axis_name is not None:
+            raise ArgumentError(
+                f"{WHO}: virtual_batch_size splits a batch and axis_name joins batches; got both "
+                f"({self.virtual_batch_size} and {self.axis_name!r}). Pass one of them."
+            )
+        if len(self._channel_shape()) != (1 if isinstance(self.axis, int) else len(self.axis)):
+            raise ArgumentError(
+                f"{WHO}: num_features must give one length for each axis; got {self.num_features} for axis {self.axis}."
+            )
+        for length in self._channel_shape():
+            non_negative_int(WHO, "num_features", length)
 
     def _warn_of_one_element(self, how: Plan, sync: Sync | None, shape: tuple[int, ...]) -> None:
         count = how.count * (sync.size if sync else 1)
@@ -324,8 +326,3 @@ class BatchNorm(nnx.BatchNorm):
 
 def _parameter(init: Any, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: Any, metadata: Mapping[str, Any]) -> Any:
     return nnx.Param(init(rngs.params(), shape, dtype), **metadata)
-
-
-def _require(holds: bool, name: str, value: Any, what: str) -> None:
-    if not holds:
-        raise ArgumentError(f"{WHO}: {name} must {what}; got {value!r}.")

@@ -132,8 +132,15 @@ def train(
 def _normalized(task: Task, rule: Rule, state: State, x: Any, mask: Any, gamma: Any, beta: Any) -> tuple[Any, Moments]:
     mean, variance = training.inference_statistics(jnp, rule, state)
     instead = (lax.stop_gradient(mean).astype(x.dtype), lax.stop_gradient(variance).astype(x.dtype))
-    x_hat, _, batch = _standardized(task, x, mask, instead)
-    return equations.affine(x_hat, gamma, beta), batch
+    if mask is None:
+        x_hat, _, batch = _standardized(task, x, mask, instead)
+        return equations.affine(x_hat, gamma, beta), batch
+    # A NaN or an infinity in the padding shows in the output and nowhere else: without this a loss that ignores the
+    # padding would still have NaN gradients, 0 * NaN.
+    odd = ~mask & ~jnp.isfinite(x)
+    x_hat, _, batch = _standardized(task, jnp.where(odd, 0, x), mask, instead)
+    shown = equations.affine(*lax.stop_gradient((x, gamma, beta)))
+    return jnp.where(odd, shown, equations.affine(x_hat, gamma, beta)), batch
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
