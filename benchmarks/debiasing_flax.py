@@ -18,9 +18,11 @@ STEPS = (1, 5, 20, 50, 100, 200)
 
 def main() -> None:
     """Print the rows."""
-    kinds = {"moving (Flax)": nnx.BatchNorm}
+    kinds = {".99, moving (Flax' own)": nnx.BatchNorm}
     for statistics in ("moving", "debiased", "cumulative"):
-        kinds[statistics] = functools.partial(BatchNorm, statistics=statistics)
+        kinds[f".99, {statistics}"] = functools.partial(BatchNorm, statistics=statistics)
+    for statistics in ("moving", "debiased"):
+        kinds[f".9, {statistics}"] = functools.partial(BatchNorm, statistics=statistics, momentum=0.9)
     for name, norm in kinds.items():
         _, accuracies = train(norm, max(STEPS), at=STEPS)
         print(f"| {name} | " + " | ".join(f"{accuracies[step]:.1%}" for step in STEPS) + " |")
