@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike
 
 from batchnorm.analysis.explain import Request, explain_layer
 from batchnorm.analysis.explanation import LayerExplanation
+from batchnorm.analysis.numbers import listed
 from batchnorm.analysis.reasons import verdict
 from batchnorm.analysis.signs import signs_of
+from batchnorm.core.arrays import as_float
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, NoBatchNorm, UnknownLayer
@@ -54,8 +56,12 @@ def load(model: Any, *, epsilon: float | None = None) -> Model:
     """
     from batchnorm.models.registry import open_model
 
+    _check_epsilon(epsilon)
     if isinstance(model, (str, os.PathLike)):
-        return open_model(os.fspath(model), epsilon=epsilon)  # pyright: ignore[reportUnknownArgumentType]
+        path = os.fspath(model)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        if not path:
+            raise ArgumentError("load: the model's path is empty; give the path of a file or folder.")
+        return open_model(path, epsilon=epsilon)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(model, Model):
         return model
     from batchnorm.live import from_live
@@ -63,7 +69,7 @@ def load(model: Any, *, epsilon: float | None = None) -> Model:
     found = from_live(model)
     if found is None:
         raise ArgumentError(
-            f"load: cannot read a {type(model).__name__}; give the path of a model file, a keras.Model, or a "
+            f"load: cannot read an object of type {type(model).__name__}; give the path of a model file, a keras.Model, or a "
             "batchnorm.BatchNormalization."
         )
     return found
@@ -72,7 +78,7 @@ def load(model: Any, *, epsilon: float | None = None) -> Model:
 def list_layers(model: Any, *, epsilon: float | None = None, arrays: bool = False) -> Listing:
     """Every batch normalization of a model, as `load` finds it; see there for the arguments and errors."""
     read = load(model, epsilon=epsilon)
-    return Listing(_info(read), read.layers, read.other_layers, _notes(read), arrays)
+    return Listing(_info(read), read.layers, read.other_layers, _notes(read, epsilon), arrays)
 
 
 def explain(
@@ -139,6 +145,7 @@ def explain(
     read = load(model, epsilon=epsilon)
     if not read.layers:
         raise NoBatchNorm(_no_batch_norm(read))
+    _check_updates(updates)
     records = [record.with_updates(updates, "option") for record in read.layers]
     request = Request(x=x, at=_tuple(at), channel=channel, limit=limit, mode=mode, expect=expect)
     if x is not None and data is not None:
@@ -149,7 +156,7 @@ def explain(
         layers = _verdicts(records, request)
     else:
         layers = (explain_layer(_chosen(records, layer), request),)
-    return Explanation(_info(read), layers, _notes(read))
+    return Explanation(_info(read), layers, _notes(read, epsilon))
 
 
 def explain_arrays(
@@ -199,14 +206,16 @@ def explain_arrays(
     >>> [round(value.y, 6) for value in found.layers[0].explained[0].values]
     [0.795191, 4.174858]
     """
-    mean = np.asarray(moving_mean)
+    _check_epsilon(epsilon)
+    _check_updates(updates)
+    mean = as_float(moving_mean, "explain_arrays")
     record = LayerRecord(
         name=name,
         kind="arrays",
         channels=mean.size,
         channel_shape=mean.shape or (1,),
         axis=axis,
-        dtype=np.result_type(mean.dtype, np.float32).name,
+        dtype=mean.dtype.name,
         epsilon=epsilon,
         epsilon_source="option",
         averaging="unknown" if decay is None else "exponential",
@@ -250,11 +259,13 @@ def _with_data(
         raise ArgumentError(
             f"explain: this data does not reach {chosen.name if chosen else 'any batch normalization'}."
         )
-    x, y = reached[chosen.name][0]
+    calls = reached[chosen.name]
+    x, y = calls[0]
     upstream = gap.record.name if gap is not None and records.index(chosen) > gap.position else None
     model_y = y if request.mode == "inference" else None
     found = explain_layer(chosen, dataclasses.replace(request, x=x, model_y=model_y, upstream=upstream))
-    because = (gap_sentence(gap, len(records)), *found.because)
+    several = f"The model calls this layer {len(calls)} times; what is shown is the first call."
+    because = (gap_sentence(gap, len(records)), *found.because, *([several] if len(calls) > 1 else []))
     return (dataclasses.replace(found, because=because),)
 
 
@@ -281,7 +292,9 @@ def _is_path_tail(name: str, tail: str) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(repr(name if len(name) <= 200 else f"{name[:200]}...") for name in names[:5]) + (
+        f" and {len(names) - 5} more" if len(names) > 5 else ""
+    )
 
 
 def _no_batch_norm(read: Model) -> str:
@@ -293,8 +306,21 @@ def _info(read: Model) -> ModelInfo:
     return ModelInfo(read.path, read.format)
 
 
-def _notes(read: Model) -> tuple[str, ...]:
-    return tuple(getattr(read, "notes", ()))
+def _notes(read: Model, epsilon: float | None) -> tuple[str, ...]:
+    held = sorted({record.epsilon for record in read.layers if record.epsilon_source != "option"} - {None})
+    unused = epsilon is not None and bool(held) and not any(r.epsilon_source == "option" for r in read.layers)
+    said = f"The epsilon given ({epsilon:g}) was not used: the model holds its own, {listed(held)}." if unused else ""
+    return (*getattr(read, "notes", ()), *([said] if said else []))
+
+
+def _check_epsilon(epsilon: float | None) -> None:
+    if epsilon is not None and not 0 <= epsilon < float("inf"):
+        raise ArgumentError(f"explain: --eps must be a finite number that is not negative; got {epsilon:g}.")
+
+
+def _check_updates(updates: int | None) -> None:
+    if updates is not None and updates < 0:
+        raise ArgumentError(f"explain: --updates must not be negative; got {updates}.")
 
 
 def _tuple(at: Sequence[int] | None) -> tuple[int, ...] | None:

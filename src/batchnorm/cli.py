@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import click
@@ -15,6 +15,7 @@ from batchnorm.errors import BatchnormError
 
 __all__ = ["main", "run"]
 
+MOST_MESSAGE = 1000
 CLEAN, FINDINGS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 MODEL_HELP = """
@@ -40,9 +41,6 @@ def run(arguments: list[str] | None = None) -> int:
         return _complain(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has seen enough
-        return CLEAN
     except BatchnormError as error:
         return _complain(str(error))
 
@@ -50,7 +48,10 @@ def run(arguments: list[str] | None = None) -> int:
 def _complain(message: str) -> int:
     from batchnorm.render.text import printable
 
-    click.echo(f"batchnorm: {printable(message)}", err=True)
+    line = printable(message)
+    if len(line) > MOST_MESSAGE:  # names from a file can have any length
+        line = f"{line[: MOST_MESSAGE // 2]} ... {line[-MOST_MESSAGE // 2 :]}"
+    click.echo(f"batchnorm: {line}", err=True)
     return UNUSABLE
 
 
@@ -88,7 +89,9 @@ def list_command(model: str, eps: float | None, arrays: bool, form: str, as_json
     """Every batch normalization of MODEL in a row, with its worst sign."""
     from batchnorm.api import list_layers
 
-    _print(list_layers(_opened(model), epsilon=eps, arrays=arrays), form, as_json, wide)
+    with _stdout_kept():
+        found = list_layers(_opened(model), epsilon=eps, arrays=arrays)
+    _print(found, form, as_json, wide)
     return CLEAN
 
 
@@ -97,7 +100,11 @@ def list_command(model: str, eps: float | None, arrays: bool, form: str, as_json
 @click.option("--layer", metavar="NAME", help="The layer, or an unambiguous tail of its name.")
 @click.option("--channel", type=int, metavar="K", help="Only this channel.")
 @click.option("--x", metavar="VALUES|FILE.npy", help="The input of the LAYER: 1,5 or [[1], [5]] or an array file.")
-@click.option("--data", metavar="FILE", help="The input of the MODEL (.npy, .npz), run up to the layer.")
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="The input of the MODEL, run up to the layer: .npy, .npz, or package.module:name, an iterable of batches.",
+)
 @click.option("--at", metavar="INDEX", help="Only what lies at this index of the layer's input, batch first: 0,3,3.")
 @click.option("--limit", type=int, default=20, show_default=True, help="At most so many values and channels.")
 @click.option("--mode", type=click.Choice(["inference", "training"]), default="inference", help="Which statistics.")
@@ -123,7 +130,7 @@ def explain_command(
     from batchnorm import inputs
     from batchnorm.api import explain
 
-    with _busy("Running the model", data is not None):
+    with _stdout_kept(), _busy("Running the model", data is not None):
         found = explain(
             _opened(model),
             None if x is None else inputs.values(x, "--x"),
@@ -175,19 +182,37 @@ def _opened(model: str) -> Any:
     return inputs.named_object(model) if inputs.names_object(model) else model
 
 
+@contextlib.contextmanager
+def _stdout_kept() -> Generator[None]:
+    """What a user's own module or an engine prints goes to stderr: stdout is the answer's alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
 def _print(result: Any, form: str, as_json: bool, wide: bool) -> None:
-    if as_json or form == "json":
-        click.echo(result.to_json())
-        return
-    document = result.to_document()
+    try:
+        if as_json or form == "json":
+            click.echo(result.to_json())
+        else:
+            _print_text(result.to_document(), form, wide)
+    except BrokenPipeError:
+        _give_up_stdout()  # the reader of the pipe has seen enough
+    except OSError as error:
+        _give_up_stdout()
+        raise click.ClickException(f"cannot write to standard output ({error.strerror}).") from None
+
+
+def _print_text(document: Mapping[str, Any], form: str, wide: bool) -> None:
+    from batchnorm.render import markdown, text
+
     if form == "markdown":
-        from batchnorm.render.markdown import render as as_markdown
-
-        click.echo(as_markdown(document))
-        return
-    from batchnorm.render import text
-
-    if sys.stdout.isatty():
+        click.echo(markdown.render(document))
+    elif sys.stdout is not None and sys.stdout.isatty():  # pyright: ignore[reportUnnecessaryComparison]
         text.draw(document, text.console(wide=wide), wide=wide)
     else:
         click.echo(text.render(document, wide=wide))
+
+
+def _give_up_stdout() -> None:
+    # The interpreter flushes once more at exit, and would fail as the write did.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

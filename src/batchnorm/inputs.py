@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
+import inspect
 import json
 import sys
-import zipfile
+import types
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +21,7 @@ from batchnorm.errors import ArgumentError
 __all__ = ["array_file", "index", "model_input", "named_object", "names_object", "values"]
 
 Array = NDArray[Any]
+MOST_QUOTED = 60
 
 
 def values(text: str, option: str) -> Array:
@@ -25,24 +30,58 @@ def values(text: str, option: str) -> Array:
     Raises
     ------
     ArgumentError
-        None of these, or a ragged list.
+        None of these, no number at all, a ragged list, or a number beyond float64.
     """
-    if text.endswith((".npy", ".npz")):
+    if text.lower().endswith((".npy", ".npz")):
         return array_file(text, option)
     try:
-        return np.asarray(json.loads(text), np.float64)
+        return _regular(json.loads(text, parse_float=_number, parse_int=_number), text, option)
     except json.JSONDecodeError:
         pass  # a list with commas, then
-    except (TypeError, ValueError):
-        raise ArgumentError(
-            f"{option}: {text!r} is not a regular array of numbers; every row needs one length."
-        ) from None
+    except RecursionError:
+        raise ArgumentError(f"{option}: {_short(text)} is nested too deeply.") from None
+    except OverflowError as error:
+        raise ArgumentError(f"{option}: {_short(text)} holds {error}.") from None
     try:
-        return np.array([float(part) for part in text.split(",")])
+        return np.array([_number(part) for part in text.split(",")])
     except ValueError:
         raise ArgumentError(
-            f"{option}: cannot read {text!r} as numbers; give 1,5 or [[1], [5]] or the name of a .npy file."
+            f"{option}: cannot read {_short(text)} as numbers; give 1,5 or [[1], [5]] or the name of a .npy file."
         ) from None
+    except OverflowError as error:
+        raise ArgumentError(f"{option}: {_short(text)} holds {error}.") from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if np.isinf(value) and any(digit.isdigit() for digit in text):
+        raise OverflowError(f"{_short(text.strip())}, which is beyond float64 (1.8e308)")
+    return value
+
+
+def _regular(value: Any, text: str, option: str) -> Array:
+    if not _holds_numbers(value):
+        raise ArgumentError(f"{option}: {_short(text)} holds something that is no number; give 1,5 or [[1], [5]].")
+    try:
+        array = np.asarray(value, np.float64)
+    except ValueError:
+        raise ArgumentError(
+            f"{option}: {_short(text)} is not a regular array of numbers; every row needs one length."
+        ) from None
+    if not array.size:
+        raise ArgumentError(f"{option}: {_short(text)} holds no number; give at least one.")
+    return array
+
+
+def _holds_numbers(value: Any) -> bool:
+    # JSON's null, true and "1" would pass as nan, 1 and 1.
+    if isinstance(value, list):
+        return all(map(_holds_numbers, cast("list[Any]", value)))
+    return type(value) is float
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]!r}... ({len(text)} characters)"
 
 
 def index(text: str) -> tuple[int, ...]:
@@ -61,44 +100,84 @@ def array_file(path: str, option: str) -> Array:
     ArgumentError
         No such file, or it holds no array.
     """
+    named = _arrays(path, option)
+    if len(named) != 1:
+        raise ArgumentError(f"{option}: {path!r} must hold one array; it holds {', '.join(named) or 'none'}.")
+    return next(iter(named.values()))
+
+
+def _arrays(path: str, option: str) -> dict[str, Array]:
+    with _as_argument(path, option), Path(path).open("rb") as stream:
+        loaded: Any = np.load(stream, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": _real(cast("Array", loaded), path, option)}
+        return {str(name): _real(loaded[name], path, option) for name in loaded.files}
+
+
+@contextlib.contextmanager
+def _as_argument(path: str, option: str) -> Generator[None]:
     if not Path(path).is_file():
         raise ArgumentError(f"{option}: no file {path!r}.")
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ArgumentError(f"{option}: {path!r} holds no plain array ({error}).") from None
-    if isinstance(loaded, np.ndarray):
-        return _real(cast("Array", loaded), option)
-    names = list(loaded.files)
-    if len(names) != 1:
-        raise ArgumentError(f"{option}: {path!r} must hold one array; it holds {', '.join(names) or 'none'}.")
-    return _real(cast("Array", loaded[names[0]]), option)
+        yield
+    except ArgumentError:
+        raise
+    except Exception as error:  # NumPy's reader meets damage in many ways: zlib.error, struct.error, SyntaxError, ...
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ArgumentError(f"{option}: {path!r} holds no plain array ({why}).") from None
 
 
-def _real(array: Array, option: str) -> Array:
-    if array.dtype.kind not in "fiub":
-        raise ArgumentError(f"{option}: the array must hold real numbers; its dtype is {array.dtype}.")
-    return array
+def _real(array: Any, path: str, option: str) -> Array:
+    if not isinstance(array, np.ndarray):
+        raise ArgumentError(f"{option}: {path!r} holds a member that is no array.")
+    found = cast("Array", array)
+    if found.dtype.kind not in "fiub":
+        raise ArgumentError(f"{option}: the array must hold real numbers; its dtype is {found.dtype}.")
+    if not found.size:
+        raise ArgumentError(f"{option}: {path!r} holds an empty array of shape {found.shape}; give at least one value.")
+    return found
 
 
 def model_input(path: str) -> Any:
-    """The input of a model: one array from a .npy file, named inputs from a .npz.
+    """The input of a model: one array from a .npy file, named inputs from a .npz, or ``package.module:name``.
+
+    A named object is an array or an iterable of batches: arrays, tuples ``(x, y)`` of which ``x`` is taken, or dicts
+    of named inputs. Its batches are put together.
 
     Raises
     ------
     ArgumentError
-        No such file, or it holds no arrays.
+        No such file or name, or it holds no arrays.
     """
-    if not path.endswith(".npz"):
-        return array_file(path, "--data")
-    if not Path(path).is_file():
-        raise ArgumentError(f"--data: no file {path!r}.")
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            named = {name: _real(loaded[name], "--data") for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ArgumentError(f"--data: {path!r} holds no plain arrays ({error}).") from None
+    if names_object(path):
+        return _whole(named_object(path), path)
+    named = _arrays(path, "--data")
+    if not named:
+        raise ArgumentError(f"--data: {path!r} holds no array.")
     return next(iter(named.values())) if len(named) == 1 else named
+
+
+def _whole(value: Any, name: str) -> Any:
+    if hasattr(value, "__array__"):
+        return _real(np.asarray(value), name, "--data")
+    if not isinstance(value, Iterable):
+        raise ArgumentError(f"--data: {name} is a {type(value).__name__}; give an array or an iterable of batches.")
+    batches = [_inputs(batch, name) for batch in cast("Iterable[Any]", value)]
+    if not batches:
+        raise ArgumentError(f"--data: {name} holds no batch.")
+    try:
+        if all(isinstance(batch, dict) for batch in batches):
+            return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        return np.concatenate(batches)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArgumentError(f"--data: the batches of {name} do not go together ({error}).") from None
+
+
+def _inputs(batch: Any, name: str) -> Any:
+    x: Any = cast("Any", batch)[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(x, dict):
+        return {str(key): _real(np.asarray(item), name, "--data") for key, item in cast("dict[Any, Any]", x).items()}
+    return _real(np.asarray(x), name, "--data")
 
 
 def names_object(text: str) -> bool:
@@ -114,7 +193,7 @@ def named_object(name: str) -> Any:
     Raises
     ------
     ArgumentError
-        No such module or name. Errors inside the module keep their own traceback.
+        No such module or name, or a factory that wants arguments. Errors inside the module keep their own traceback.
     """
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())
@@ -123,10 +202,23 @@ def named_object(name: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not
         raise ArgumentError(f"{name}: no module {module!r}; it is looked for here and where Python looks.") from None
     if not hasattr(found, attribute):
         raise ArgumentError(f"{name}: module {module!r} has no {attribute!r}.")
     value = getattr(found, attribute)
-    return value() if isinstance(value, type(named_object)) else value
+    return _made(value, name) if isinstance(value, FACTORIES) else value
+
+
+FACTORIES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type)
+
+
+def _made(factory: Any, name: str) -> Any:
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        raise ArgumentError(f"{name}: it wants arguments; name an object, or a factory without arguments.") from None
+    except ValueError:
+        pass  # a built-in without a signature
+    return factory()

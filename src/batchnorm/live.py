@@ -78,4 +78,4 @@ def _record(layer: Any) -> LayerRecord:
         renorm=layer.rule.renorm is not None,
     )
     # Debiased and cumulative statistics hold nothing of the initial value, so the number of updates explains nothing.
-    return record.with_updates(layer.updates, "option") if averaged else record
+    return record.with_updates(layer.updates, "num_batches_tracked") if averaged else record

@@ -68,6 +68,8 @@ def arrange(x: Any, record: LayerRecord, at: tuple[int, ...] | None = None) -> A
         Not real numbers.
     """
     values = as_float(x, "explain")
+    if not values.size:
+        raise ArgumentError(f"{record.name}: x holds no value (its shape is {values.shape}); give at least one.")
     kept = _kept(values.shape, record)
     chosen = None if at is None else _by_channel(_under(at, values.shape), kept)
     return Arranged(_by_channel(values, kept), values.shape, kept, chosen)

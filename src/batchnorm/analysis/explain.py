@@ -98,6 +98,10 @@ def _check(record: LayerRecord, request: Request) -> None:
         raise ArgumentError(f"explain: limit must be at least 1; got {request.limit}.")
     if request.expect is not None and request.x is None:
         raise ArgumentError("explain: --expect needs the input that should give it; pass --x.")
+    if request.at is not None and request.x is None:
+        raise ArgumentError("explain: --at is an index into the layer's input; pass --x or --data.")
+    if request.expect is not None and not np.isfinite(np.asarray(request.expect, np.float64)).all():
+        raise ArgumentError("explain: --expect must hold finite numbers.")
     if record.moving_mean is None and request.mode == "inference":
         raise ArgumentError(f"{record.name}: the file holds no moving statistics; only --mode training can be shown.")
 

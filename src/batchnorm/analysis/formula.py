@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from batchnorm.core import reference
 from batchnorm.core.record import LayerRecord
 
@@ -59,7 +61,8 @@ class Constants:
         if use.epsilon is None:
             return None
         gamma, beta = (None if v is None else [v] for v in (use.gamma, use.beta))
-        y = reference.inference([[x]], [use.mean], [use.variance], gamma, beta, epsilon=use.epsilon)
+        with np.errstate(all="ignore"):  # an overflow shows in the output
+            y = reference.inference([[x]], [use.mean], [use.variance], gamma, beta, epsilon=use.epsilon)
         return float(y[0, 0])
 
 

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -21,14 +22,31 @@ WIDTH = 80
 WIDE = 200
 NAME_WIDTH = 22
 """Of the name in a table of 80 columns: a longer one is folded."""
+MOST_NAME = 200
 Document = Mapping[str, Any]
 
 
 def render(document: Document, *, wide: bool = False) -> str:
     """The document as plain text, as `draw` shows it."""
     own = io.StringIO()
-    draw(document, Console(file=own, width=WIDE if wide else WIDTH, highlight=False, emoji=False), wide=wide)
+    draw(document, _plain_console(own, WIDE if wide else WIDTH), wide=wide)
     return "\n".join(line.rstrip() for line in own.getvalue().splitlines()).rstrip("\n")
+
+
+def _plain_console(file: io.StringIO, width: int) -> Console:
+    # Nothing found out from the surroundings: FORCE_COLOR would write escapes into a document, and in a notebook rich
+    # displays what it is asked to write.
+    return Console(
+        file=file,
+        width=width,
+        highlight=False,
+        emoji=False,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        force_interactive=False,
+        legacy_windows=False,
+    )
 
 
 def draw(document: Document, to: Console, *, wide: bool = False) -> None:
@@ -47,6 +65,14 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def named(name: object) -> str:
+    """A layer's name, printable; one of thousands of characters keeps its beginning and its end."""
+    text = printable(name)
+    if len(text) <= MOST_NAME:
+        return text
+    return f"{text[: MOST_NAME // 2]} ... {text[-MOST_NAME // 2 :]} ({len(str(name))} characters)"
+
+
 def draw_list(document: Document, to: Console, wide: bool) -> None:
     """One row a layer."""
     layers = document["layers"]
@@ -56,7 +82,7 @@ def draw_list(document: Document, to: Console, wide: bool) -> None:
         return
     columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
     table = _table([name for name, _ in columns], left=("layer", "worst sign", "mode"), gap=1)
-    table.columns[0].width = min(max(len(printable(layer["name"])) for layer in layers), NAME_WIDTH)
+    table.columns[0].width = min(max(cell_len(named(layer["name"])) for layer in layers), NAME_WIDTH)
     for layer in layers:
         _add_row(table, (cell(layer) for _, cell in columns))
     _print_table(table, to)
@@ -71,7 +97,7 @@ def draw_explain(document: Document, to: Console, wide: bool) -> None:
         to.print(Text(_title(document), style="bold"))
         table = _table(["layer", "verdict"], left=("layer", "verdict"))
         for layer in layers:
-            _add_row(table, (layer["name"], layer["verdict"]))
+            _add_row(table, (named(layer["name"]), layer["verdict"]))
         _print_table(table, to)
         to.print()
     for layer in worked:
@@ -81,7 +107,7 @@ def draw_explain(document: Document, to: Console, wide: bool) -> None:
 
 def _draw_layer(document: Document, layer: Document, to: Console) -> None:
     channels = layer["channels"]
-    head = Text(printable(layer["name"]), style="bold")
+    head = Text(named(layer["name"]), style="bold")
     size = f"{channels} channel{'' if channels == 1 else 's'}"
     head.append(f": {printable(layer['kind'])} of {size} on axis {layer['axis']}", style="not bold")
     to.print(head)
@@ -250,7 +276,7 @@ def _print_no_layers(document: Document, to: Console) -> None:
     others = document.get("other_layers", [])
     to.print("  It holds no batch normalization.")
     if others:
-        names = ", ".join(printable(name) for name in others[:12])
+        names = ", ".join(named(name) for name in others[:12])
         to.print(Text(f"  Its layers: {names}{', ...' if len(others) > 12 else ''}"))
     _print_notes(document, to)
 
@@ -269,7 +295,7 @@ def _scale(layer: Document, name: str) -> str:
 
 
 _LIST_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
-    ("layer", lambda layer: layer["name"]),
+    ("layer", lambda layer: named(layer["name"])),
     ("channels", lambda layer: layer["channels"]),
     ("epsilon", lambda layer: _short(layer["epsilon"])),
     ("momentum", lambda layer: _short(layer["momentum"])),
