@@ -24,6 +24,8 @@ from batchnorm.results import Explanation, Listing, ModelInfo
 
 __all__ = ["explain", "explain_arrays", "list_layers", "load"]
 
+MOST_NAME = 200
+
 
 def load(model: Any, *, epsilon: float | None = None) -> Model:
     """Read a model: a file, a folder, or a live object; nothing of a file is executed.
@@ -69,8 +71,8 @@ def load(model: Any, *, epsilon: float | None = None) -> Model:
     found = from_live(model)
     if found is None:
         raise ArgumentError(
-            f"load: cannot read an object of type {type(model).__name__}; give the path of a model file, a keras.Model, or a "
-            "batchnorm.BatchNormalization."
+            f"load: cannot read an object of type {type(model).__name__}; give the path of a model file, a "
+            "keras.Model, or a batchnorm.BatchNormalization."
         )
     return found
 
@@ -292,9 +294,8 @@ def _is_path_tail(name: str, tail: str) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name if len(name) <= 200 else f"{name[:200]}...") for name in names[:5]) + (
-        f" and {len(names) - 5} more" if len(names) > 5 else ""
-    )
+    shown = (name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}..." for name in names[:5])
+    return ", ".join(map(repr, shown)) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _no_batch_norm(read: Model) -> str:
@@ -307,10 +308,11 @@ def _info(read: Model) -> ModelInfo:
 
 
 def _notes(read: Model, epsilon: float | None) -> tuple[str, ...]:
-    held = sorted({record.epsilon for record in read.layers if record.epsilon_source != "option"} - {None})
-    unused = epsilon is not None and bool(held) and not any(r.epsilon_source == "option" for r in read.layers)
-    said = f"The epsilon given ({epsilon:g}) was not used: the model holds its own, {listed(held)}." if unused else ""
-    return (*getattr(read, "notes", ()), *([said] if said else []))
+    notes: tuple[str, ...] = tuple(getattr(read, "notes", ()))
+    own = {r.epsilon for r in read.layers if r.epsilon is not None and r.epsilon_source != "option"}
+    if epsilon is None or not own or any(record.epsilon_source == "option" for record in read.layers):
+        return notes
+    return (*notes, f"The epsilon given ({epsilon:g}) was not used: the model holds its own, {listed(sorted(own))}.")
 
 
 def _check_epsilon(epsilon: float | None) -> None:

@@ -174,7 +174,10 @@ def _whole(value: Any, name: str) -> Any:
 
 
 def _inputs(batch: Any, name: str) -> Any:
-    x: Any = cast("Any", batch)[0] if isinstance(batch, (tuple, list)) and batch else batch
+    parts: tuple[Any, ...] = tuple(cast("Any", batch)) if isinstance(batch, (tuple, list)) else (batch,)
+    if not parts:
+        raise ArgumentError(f"--data: {name} holds a batch without an input.")
+    x = parts[0]
     if isinstance(x, dict):
         return {str(key): _real(np.asarray(item), name, "--data") for key, item in cast("dict[Any, Any]", x).items()}
     return _real(np.asarray(x), name, "--data")

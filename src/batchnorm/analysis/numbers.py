@@ -21,7 +21,14 @@ def shown(values: Any) -> NDArray[np.float64]:
     array = np.asarray(values)
     if array.dtype == np.float64 or array.dtype.kind in "iub":
         return array.astype(np.float64)
-    return np.array([float(str(v)) for v in array.ravel()], np.float64).reshape(array.shape)
+    shortest = _shortest if array.dtype.name == "bfloat16" else str
+    return np.array([float(shortest(v)) for v in array.ravel()], np.float64).reshape(array.shape)
+
+
+def _shortest(value: Any) -> str:
+    # str() of an ml_dtypes number has six digits whether or not they are needed: 0.253906 for 0.254.
+    texts = (f"{float(value):.{significant}g}" for significant in range(1, 10))
+    return next((text for text in texts if type(value)(float(text)) == value), str(value))
 
 
 def digits(value: float) -> str:
