@@ -17,27 +17,33 @@ from batchnorm.results import Result
 __all__ = ["Doctor", "doctor"]
 
 ENGINES = {
-    "reference": "numpy",
-    "numpy": "numpy",
-    "keras-tensorflow": "tensorflow",
-    "keras-jax": "jax",
-    "keras-torch": "torch",
-    "torch": "torch",
-    "jax": "jax",
-    "flax": "flax",
+    "reference": ("numpy",),
+    "numpy": ("numpy",),
+    "keras-tensorflow": ("tensorflow", "keras"),
+    "keras-jax": ("jax", "keras"),
+    "keras-torch": ("torch", "keras"),
+    "keras-ops": ("keras",),
+    "tf.nn": ("tensorflow",),
+    "torch": ("torch",),
+    "jax": ("jax",),
+    "flax": ("flax", "jax"),
 }
 EXTRAS = {
-    "keras": ("keras", "runs .keras and .h5 models (--data); layers for Keras 3"),
-    "tensorflow": ("tensorflow", "Keras on TensorFlow"),
-    "jax": ("flax", "Keras on JAX; the layer for Flax"),
-    "torch": ("torch", "Keras on PyTorch; layers for PyTorch"),
+    "keras": (("keras",), "runs .keras and .h5 models (--data); layers for Keras 3"),
+    "tensorflow": (("tensorflow", "keras"), "Keras on TensorFlow"),
+    "jax": (("jax", "flax"), "Keras on JAX; the layer for Flax"),
+    "torch": (("torch",), "Keras on PyTorch; layers for PyTorch"),
 }
 SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")}
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A program that computes batch normalization, and the version of its package; None where not installed."""
+    """A program that computes batch normalization.
+
+    ``package`` is what it comes from, or the first of the packages it needs that is not installed: then ``version`` is
+    None.
+    """
 
     name: str
     package: str
@@ -77,9 +83,16 @@ def doctor() -> Doctor:
         python=platform.python_version(),
         cpu=_cpu(),
         gpu=_gpu(),
-        engines=tuple(Engine(name, package, _version(package)) for name, package in ENGINES.items()),
-        extras=tuple(Extra(name, _version(package) is not None, adds) for name, (package, adds) in EXTRAS.items()),
+        engines=tuple(_engine(name, packages) for name, packages in ENGINES.items()),
+        extras=tuple(
+            Extra(name, None not in map(_version, packages), adds) for name, (packages, adds) in EXTRAS.items()
+        ),
     )
+
+
+def _engine(name: str, packages: tuple[str, ...]) -> Engine:
+    shown = next((package for package in packages if _version(package) is None), packages[0])
+    return Engine(name, shown, _version(shown))
 
 
 def _version(package: str) -> str | None:
