@@ -28,7 +28,7 @@ def run(capsys):
     """Runs the command here: exit status, stdout, stderr. Any exception is a traceback, and so a failure."""
 
     def call(*arguments):
-        status = cli._status([str(argument) for argument in arguments])
+        status = cli.run([str(argument) for argument in arguments])
         return Outcome(status, *capsys.readouterr())
 
     return call

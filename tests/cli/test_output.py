@@ -291,7 +291,9 @@ def test_objects_that_are_no_model(run, own, model, words):
         assert word in line
 
 
-@pytest.mark.parametrize(("data", "word"), [("ragged", "do not go together"), ("nothing", "no batch"), ("number", "int")])
+@pytest.mark.parametrize(
+    ("data", "word"), [("ragged", "do not go together"), ("nothing", "no batch"), ("number", "int")]
+)
 def test_iterables_that_are_no_data(run, own, data, word):
     outcome = run("explain", f"{own}:layer", "--data", f"{own}:{data}")
     assert (outcome.status, outcome.out) == (2, "")

@@ -12,8 +12,7 @@ import batchnorm as bn
 from batchnorm.core.record import LayerRecord
 from batchnorm.demo import demo
 from batchnorm.doctor import ENGINES, doctor
-
-from ..analysis import cases
+from tests.analysis import cases
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("list", "explain", "demo", "doctor")
@@ -131,7 +130,7 @@ def test_what_json_cannot_hold_is_spelled():
 
 def test_demo_and_doctor():
     document = valid(demo(), "demo")
-    assert list(document)[0] == "schema"
+    assert next(iter(document)) == "schema"
     assert len(document["losses"]) == document["steps"]
     installed = valid(doctor(), "doctor")
     assert {engine["name"] for engine in installed["engines"]} == set(ENGINES)

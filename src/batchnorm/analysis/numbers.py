@@ -32,8 +32,11 @@ def _shortest(value: Any) -> str:
 
 
 def digits(value: float) -> str:
-    """All digits of a float64, no ``.0``: ``0.80644524``, ``1``, ``1e-36``, ``nan``."""
-    text = repr(float(value))
+    """All digits of a float64, no ``.0``: ``0.80644524``, ``1``, ``1e-36``, ``9.1e+15``, ``nan``."""
+    value = float(value)
+    if 1e15 <= abs(value) < 1e16:
+        return np.format_float_scientific(value, trim="-")  # as an integer, Python would reckon it more exactly
+    text = repr(value)
     return text[:-2] if text.endswith(".0") else text
 
 

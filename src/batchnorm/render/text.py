@@ -82,7 +82,8 @@ def draw_list(document: Document, to: Console, wide: bool) -> None:
         return
     columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
     table = _table([name for name, _ in columns], left=("layer", "worst sign", "mode"), gap=1)
-    table.columns[0].width = min(max(cell_len(named(layer["name"])) for layer in layers), NAME_WIDTH)
+    if not wide:
+        table.columns[0].width = min(max(cell_len(named(layer["name"])) for layer in layers), NAME_WIDTH)
     for layer in layers:
         _add_row(table, (cell(layer) for _, cell in columns))
     _print_table(table, to)

@@ -11,6 +11,6 @@ model, data, *layers = sys.argv[1:]
 for layer in layers:
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
-        status = cli._status(["explain", model, "--data", data, "--layer", layer, "--limit", "64", "--json"])
+        status = cli.run(["explain", model, "--data", data, "--layer", layer, "--limit", "64", "--json"])
     assert status == 0
     print(json.dumps(json.loads(told.getvalue())))

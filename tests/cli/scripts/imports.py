@@ -28,8 +28,8 @@ sys.meta_path.insert(0, Blocked())
 from batchnorm import cli  # noqa: E402
 
 for command in ([], ["list"], ["explain"], ["demo"], ["doctor"]):
-    assert cli._status([*command, "-h"]) == 0
-    assert cli._status([*command, "--help"]) == 0
+    assert cli.run([*command, "-h"]) == 0
+    assert cli.run([*command, "--help"]) == 0
 helped = third_party() - before - {"batchnorm"}
 assert helped <= {"numpy", "click"}, f"-h imports {helped}"
 
@@ -38,9 +38,9 @@ for name in batchnorm.__all__:
     assert name in dir(batchnorm)
 
 model = sys.argv[1]
-assert cli._status(["list", model]) == 0
-assert cli._status(["explain", model]) == 0
-assert cli._status(["explain", model, "--layer", "stem_bn", "--channel", "0", "--json"]) == 0
+assert cli.run(["list", model]) == 0
+assert cli.run(["explain", model]) == 0
+assert cli.run(["explain", model, "--layer", "stem_bn", "--channel", "0", "--json"]) == 0
 found = {name.partition(".")[0] for name in sys.modules} & set(HEAVY)
 assert not found, f"list and explain import {found}"
-assert cli._status(["explain", model, "--data", sys.argv[2]]) == 2, "what needs Keras says so"
+assert cli.run(["explain", model, "--data", sys.argv[2]]) == 2, "what needs Keras says so"
