@@ -41,6 +41,7 @@ bench: $(VENV)/.tests
 docs: $(VENV)/.tests
 	$(BIN)/python tests/analysis/test_golden.py
 	$(BIN)/python tests/docs/test_readme.py
+	$(BIN)/python docs/conventions.py
 
 models: $(VENV)/.tests
 	KERAS_BACKEND=jax $(BIN)/python examples/make_models.py

@@ -6,7 +6,6 @@ from batchnorm.errors import require
 
 require("flax", "jax", "batchnorm.flax")
 
-from batchnorm.layers.flax import BatchNorm, SkippedUpdates  # noqa: E402
-from batchnorm.layers.flax_convert import convert, freeze, from_linen, to_linen, unfreeze  # noqa: E402
+from batchnorm.layers.flax import BatchNorm, SkippedUpdates, convert, freeze, from_linen, to_linen, unfreeze  # noqa: E402
 
 __all__ = ["BatchNorm", "SkippedUpdates", "convert", "freeze", "from_linen", "to_linen", "unfreeze"]

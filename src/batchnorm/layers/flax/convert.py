@@ -15,7 +15,7 @@ from flax.core import meta
 
 from batchnorm.errors import ArgumentError
 
-from .flax import BatchNorm
+from .layer import BatchNorm
 
 __all__ = ["convert", "freeze", "from_linen", "to_linen", "unfreeze"]
 

@@ -19,9 +19,9 @@ from batchnorm.core import equations, training
 from batchnorm.core.plan import Plan, plan
 from batchnorm.core.training import Rule, Statistics
 from batchnorm.errors import ArgumentError
+from batchnorm.layers.arguments import non_negative_int, one_of, positive, positive_int_or_none, share
 
-from .arguments import non_negative_int, one_of, positive, positive_int_or_none, share
-from .jax_training import Sync, Task, full_mask, train
+from .training import Sync, Task, full_mask, train
 
 __all__ = ["BatchNorm", "SkippedUpdates"]
 
