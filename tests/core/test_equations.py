@@ -208,6 +208,10 @@ def test_the_tangent_is_the_derivative_and_its_transpose_the_gradient(masked):
     h = 1e-6  # the error of a central difference is of h**2 and of u64/h
     for got, up, down in zip(moved, normalized(x + h * tangent), normalized(x - h * tangent), strict=True):
         np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=0, atol=1e-8)
+    gamma, gamma_tangent, beta_tangent = rng.normal(1, 1, (3, 1, 2))
+    along = equations.output_tangent(tangent, x_hat, gamma * inverse, sums, count, gamma_tangent, beta_tangent)
+    np.testing.assert_allclose(along, gamma * moved[0] + gamma_tangent * x_hat + beta_tangent, rtol=1e-12)
     back = equations.parameter_gradients(np, grad, x_hat, (0,))
-    gradient = equations.input_gradient(np, grad, x_hat, inverse, back, count, mask)
-    np.testing.assert_allclose(np.sum(grad * moved[0]), np.sum(gradient * tangent), rtol=1e-12)
+    gradient = equations.input_gradient(np, grad, x_hat, gamma * inverse, back, count, mask)
+    transposed = np.sum(gradient * tangent) + np.sum(back[1] * gamma_tangent) + np.sum(back[0] * beta_tangent)
+    np.testing.assert_allclose(np.sum(grad * along), transposed, rtol=1e-12)

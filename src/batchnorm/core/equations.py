@@ -30,6 +30,7 @@ __all__ = [
     "merge_all",
     "moments",
     "normalized",
+    "output_tangent",
     "parameter_gradients",
     "pooled",
     "renorm",
@@ -277,7 +278,21 @@ def input_tangent(tangent: Any, x_hat: Any, inverse: Any, sums: tuple[Any, Any],
 
     ``inv_std * (tangent - (sum(tangent) + x_hat*sum(tangent*x_hat))/count)`` and
     ``-inv_std**2 * sum(tangent*x_hat)/count``, with the sums of `counted_sums` over every part of a synchronised batch.
-    Transposed, the first one times gamma is `input_gradient`.
     """
     mean, slope = sums[0] / count, sums[1] / count
     return inverse * (tangent - mean - x_hat * slope), -inverse * inverse * slope
+
+
+def output_tangent(
+    tangent: Any, x_hat: Any, scale: Any, sums: tuple[Any, Any], count: Any, gamma_tangent: Any, beta_tangent: Any
+) -> Any:
+    """The derivative of the output in training as input, gamma and beta move; an absent gamma or beta moves by None.
+
+    ``scale*(tangent - (sum(tangent) + x_hat*sum(tangent*x_hat))/count) + x_hat*gamma_tangent + beta_tangent`` with
+    ``scale = gamma*inv_std``. Whatever multiplies x_hat is gathered first, and what is added: transposed by automatic
+    differentiation, this is `parameter_gradients` and `input_gradient` with two sums over the batch, not four.
+    """
+    along_gamma, along_beta = -scale * (sums[1] / count), -scale * (sums[0] / count)
+    along_gamma = along_gamma if gamma_tangent is None else along_gamma + gamma_tangent
+    along_beta = along_beta if beta_tangent is None else along_beta + beta_tangent
+    return scale * tangent + x_hat * along_gamma + along_beta

@@ -133,14 +133,33 @@ def _normalized(task: Task, rule: Rule, state: State, x: Any, mask: Any, gamma: 
     mean, variance = training.inference_statistics(jnp, rule, state)
     instead = (lax.stop_gradient(mean).astype(x.dtype), lax.stop_gradient(variance).astype(x.dtype))
     if mask is None:
-        x_hat, _, batch = _standardized(task, x, mask, instead)
-        return equations.affine(x_hat, gamma, beta), batch
+        return _output(task, x, None, instead, gamma, beta)
     # A NaN or an infinity in the padding shows in the output and nowhere else: without this a loss that ignores the
     # padding would still have NaN gradients, 0 * NaN.
     odd = ~mask & ~jnp.isfinite(x)
-    x_hat, _, batch = _standardized(task, jnp.where(odd, 0, x), mask, instead)
-    shown = equations.affine(*lax.stop_gradient((x, gamma, beta)))
-    return jnp.where(odd, shown, equations.affine(x_hat, gamma, beta)), batch
+    y, batch = _output(task, jnp.where(odd, 0, x), mask, instead, gamma, beta)
+    return jnp.where(odd, equations.affine(*lax.stop_gradient((x, gamma, beta))), y), batch
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _output(task: Task, x: Any, mask: Any, instead: tuple[Any, Any], gamma: Any, beta: Any) -> tuple[Any, Moments]:
+    x_hat, _, batch = _standardized(task, x, mask, instead)
+    return equations.affine(x_hat, gamma, beta), batch
+
+
+@_output.defjvp
+def _(task: Task, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    x, mask, instead, gamma, beta = primals
+    x_hat, inverse, batch = _standardized(task, x, mask, instead)
+    sums, count = _sums(task, tangents[0], x_hat, mask, batch)
+    scale = inverse if gamma is None else inverse * gamma
+    moved = equations.output_tangent(tangents[0], x_hat, scale, sums, count, *tangents[3:])
+    return (equations.affine(x_hat, gamma, beta), batch), (moved, jax.tree.map(jnp.zeros_like, batch))
+
+
+def _sums(task: Task, tangent: Any, x_hat: Any, mask: Any, batch: Moments) -> tuple[tuple[Any, Any], Any]:
+    sums = equations.counted_sums(jnp, tangent, x_hat, task.reduced, mask)
+    return sums if task.sync is None else task.sync.total(sums), jnp.maximum(batch.count, 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -154,12 +173,10 @@ def _standardized(task: Task, x: Any, mask: Any, instead: tuple[Any, Any]) -> tu
 
 @_standardized.defjvp
 def _(task: Task, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    _, mask, _ = primals
+    # Reached by second derivatives only.
     x_hat, inverse, batch = _standardized(task, *primals)
-    sums = equations.counted_sums(jnp, tangents[0], x_hat, task.reduced, mask)
-    if task.sync is not None:
-        sums = task.sync.total(sums)
-    moved = equations.input_tangent(tangents[0], x_hat, inverse, sums, jnp.maximum(batch.count, 1))
+    sums, count = _sums(task, tangents[0], x_hat, primals[1], batch)
+    moved = equations.input_tangent(tangents[0], x_hat, inverse, sums, count)
     return (x_hat, inverse, batch), (*moved, jax.tree.map(jnp.zeros_like, batch))
 
 
