@@ -177,7 +177,7 @@ def test_empty_parts_change_nothing_and_all_empty_is_zero():
 def test_a_mask_may_differ_from_channel_to_channel():
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (5, 4, 3))
-    x[..., 1] = 0.1  # constant: 0 only if the first counted element of each channel is found
+    x[..., 1] = 0.1
     mask = rng.random(x.shape) < 0.5
     mask[0, 0], mask[2, 3] = False, True
     x[~mask] = np.nan
@@ -188,6 +188,16 @@ def test_a_mask_may_differ_from_channel_to_channel():
         np.testing.assert_allclose(got.mean[0, 0, c], mean[0], rtol=1e-15)
         np.testing.assert_allclose(got.variance[0, 0, c], variance[0], rtol=1e-14, atol=0)
     assert got.variance[0, 0, 1] == 0
+
+
+def test_each_channel_has_a_first_counted_element_of_its_own():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (99, 3)).astype(np.float32)
+    x[:, 1] = 1e30  # its square is infinite: 0 only if an element of this very channel is subtracted first
+    mask = rng.random(x.shape) < 0.5
+    got = equations.moments(np, x, (0,), mask.sum(0, keepdims=True).astype(np.float32), mask)
+    assert got.variance[0, 1] == 0
+    assert got.mean[0, 1] == np.float32(1e30)
 
 
 @pytest.mark.parametrize("masked", [False, True])
