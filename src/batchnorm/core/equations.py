@@ -29,6 +29,7 @@ __all__ = [
     "inv_std",
     "merge_all",
     "moments",
+    "moments_around",
     "normalized",
     "output_tangent",
     "parameter_gradients",
@@ -88,12 +89,35 @@ def moments(xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None
         is off by 2e-5 at 1e5 elements, and by 1e-3 where rounding takes sides; with this by 1e-7 and 3e-6. PyTorch and
         JAX add in blocks and have no need of it.
     """
+    first = _first_counted(xp, x, axes, mask)
+    high = first + _counted_sum(xp, x - first, axes, mask) / count
+    return moments_around(xp, x, high, axes, count, mask)
+
+
+def moments_around(
+    xp: Any, x: Any, high: Any, axes: tuple[int, ...], count: Any, mask: Any = None, total: Any = None
+) -> Moments:
+    """The second pass of `moments`: exact around any ``high`` near the mean, which is taken as a constant.
+
+    Parameters
+    ----------
+    xp, x, axes, count, mask
+        As in `moments`; ``count`` is that of the whole batch where ``total`` is given.
+    high : array
+        A number near the mean of each channel.
+    total : callable, optional
+        Adds a sum over the parts of a synchronised batch; None where ``x`` is all of it.
+
+    Notes
+    -----
+    What differentiation of the batch statistics goes through: the derivative of ``high`` cancels against that of
+    ``low``, so none is needed.
+    """
 
     def mean_of(values: Any) -> Any:
-        return _counted_sum(xp, values, axes, mask) / count
+        here = _counted_sum(xp, values, axes, mask)
+        return (here if total is None else total(here)) / count
 
-    first = _first_counted(xp, x, axes, mask)
-    high = first + mean_of(x - first)
     centered = x - high
     low = mean_of(centered)
     square = centered * centered

@@ -1,0 +1,1 @@
+"""PyTorch layers over the core; the public door is `batchnorm.torch`."""

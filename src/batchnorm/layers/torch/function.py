@@ -1,0 +1,127 @@
+"""The one differentiable operation: normalise, scale, add, activate, with the gradient in closed form.
+
+The batch statistics come in as constants and their derivative is part of the closed form, so forward keeps nothing but
+its own inputs. Under ``create_graph`` the backward pass rebuilds the statistics as differentiable functions of ``x``
+(`equations.moments_around`) and evaluates the same closed form on them: the second derivative is then autograd's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm.core import equations, training
+from batchnorm.core.equations import Moments
+
+from .activations import ACTIVATIONS
+from .collective import sum_over
+
+__all__ = ["REDUCED", "How", "Normalize", "cast", "per_channel"]
+
+REDUCED = tuple((0, *range(2, rank)) for rank in range(8))
+"""The axes that are summed over, by the rank of the input: all but axis 1."""
+
+
+class How(NamedTuple):
+    """What is neither data nor parameter: epsilon, the activation's name, and the group of a synchronised batch."""
+
+    epsilon: float
+    activation: str | None = None
+    group: Any = None
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``; the same tensor where it is already (``to`` would leave its mark in an exported graph)."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def per_channel(values: Any, like: Tensor) -> Any:
+    """A vector of one number a channel, in the type and at the rank of ``like``; None stays None."""
+    if values is None:
+        return None
+    return cast(values, like.dtype).reshape((1, -1) + (1,) * (like.dim() - 2))
+
+
+class Normalize(torch.autograd.Function):
+    """``activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta + residual)`` with the batch's statistics.
+
+    Inputs: x, gamma, beta, residual, mask (at the rank of x), count (of the whole batch), high, low, variance (length 1
+    on the reduced axes, in the type of the arithmetic), `How`.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        count: Any,
+        high: Tensor,
+        low: Tensor,
+        variance: Tensor,
+        how: How,
+    ) -> Tensor:
+        """The output, in the dtype of ``x``."""
+        x_hat = equations.standardize(cast(x, high.dtype), high, low, equations.inv_std(torch, variance, how.epsilon))
+        z = _before_activation(x_hat, gamma, beta, residual)
+        return cast(z if how.activation is None else ACTIVATIONS[how.activation].apply(z), x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the inputs: those that only the activation needs, only where there is one."""
+        x, gamma, beta, residual, mask, count, high, low, variance, how = inputs
+        ctx.how, ctx.count = how, None if isinstance(count, Tensor) else count
+        ctx.added = None if residual is None else residual.dtype
+        ctx.beta_dtype = None if beta is None else beta.dtype
+        if how.activation is None:
+            beta = residual = None
+        ctx.save_for_backward(x, gamma, beta, residual, mask, count if ctx.count is None else None, high, low, variance)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """Gradients of x, gamma, beta and the residual."""
+        x, gamma, beta, residual, mask, count, high, low, variance = ctx.saved_tensors
+        how: How = ctx.how
+        batch = Moments(ctx.count if count is None else count, high, low, variance)
+        axes = REDUCED[x.dim()]
+        wide, upstream = cast(x, high.dtype), cast(grads[0], high.dtype)
+        if torch.is_grad_enabled():
+            batch = _differentiable(wide, batch, axes, mask, how)
+        inverse = equations.inv_std(torch, batch.variance, how.epsilon)
+        x_hat = equations.standardize(wide, batch.high, batch.low, inverse)
+        if how.activation is not None:
+            upstream = upstream * ACTIVATIONS[how.activation].slope(_before_activation(x_hat, gamma, beta, residual))
+        sums = equations.parameter_gradients(torch, upstream, x_hat, axes)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            scale = inverse if gamma is None else inverse * per_channel(gamma, wide)
+            whole = sums if how.group is None else sum_over(how.group, sums)
+            dx = equations.input_gradient(torch, upstream, x_hat, scale, whole, _divisor(batch.count), mask)
+            dx = cast(dx, x.dtype)
+        dgamma = None if gamma is None else cast(sums[1].reshape(-1), gamma.dtype)
+        dbeta = None if ctx.beta_dtype is None else cast(sums[0].reshape(-1), ctx.beta_dtype)
+        added = None if ctx.added is None else cast(upstream, ctx.added)
+        return dx, dgamma, dbeta, added, None, None, None, None, None, None
+
+
+def _before_activation(x_hat: Tensor, gamma: Any, beta: Any, residual: Any) -> Tensor:
+    z = equations.affine(x_hat, per_channel(gamma, x_hat), per_channel(beta, x_hat))
+    return z if residual is None else z + cast(residual, z.dtype)
+
+
+def _divisor(count: Any) -> Any:
+    return count.clamp(min=1) if isinstance(count, Tensor) else count
+
+
+def _differentiable(wide: Tensor, batch: Moments, axes: tuple[int, ...], mask: Any, how: How) -> Moments:
+    total = None if how.group is None else lambda part: sum_over(how.group, (part,))[0]
+    again = equations.moments_around(torch, wide, batch.high, axes, _divisor(batch.count), mask, total)
+    if not isinstance(batch.count, Tensor):
+        return again
+    # Where nothing was counted the statistics were not this batch's: they stay the constants they are.
+    return training.or_moving(torch, again._replace(count=batch.count), batch.high, batch.variance)
