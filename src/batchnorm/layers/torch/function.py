@@ -1,8 +1,9 @@
 """The one differentiable operation: normalise, scale, add, activate, with the gradient in closed form.
 
 The batch statistics come in as constants and their derivative is part of the closed form, so forward keeps nothing but
-its own inputs. Under ``create_graph`` the backward pass rebuilds the statistics as differentiable functions of ``x``
-(`equations.moments_around`) and evaluates the same closed form on them: the second derivative is then autograd's.
+its own inputs. Where a derivative is to be differentiated again (``create_graph``, torch.func, forward mode) the
+statistics are rebuilt as differentiable functions of ``x`` (`equations.moments_around`) and the same closed form is
+evaluated on them: the second derivative is then autograd's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from batchnorm.core import equations, training
 from batchnorm.core.equations import Moments
@@ -18,7 +20,7 @@ from batchnorm.core.equations import Moments
 from .activations import ACTIVATIONS
 from .collective import sum_over
 
-__all__ = ["REDUCED", "How", "Normalize", "cast", "per_channel"]
+__all__ = ["REDUCED", "How", "cast", "normalize", "per_channel"]
 
 REDUCED = tuple((0, *range(2, rank)) for rank in range(8))
 """The axes that are summed over, by the rank of the input: all but axis 1."""
@@ -48,7 +50,8 @@ class Normalize(torch.autograd.Function):
     """``activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta + residual)`` with the batch's statistics.
 
     Inputs: x, gamma, beta, residual, mask (at the rank of x), count (of the whole batch), high, low, variance (length 1
-    on the reduced axes, in the type of the arithmetic), `How`.
+    on the reduced axes, in the type of the arithmetic), and what is in
+    `How`, one by one: torch.func takes a tuple apart.
     """
 
     generate_vmap_rule = True
@@ -64,21 +67,23 @@ class Normalize(torch.autograd.Function):
         high: Tensor,
         low: Tensor,
         variance: Tensor,
-        how: How,
+        epsilon: float,
+        activation: str | None,
+        group: Any,
     ) -> Tensor:
         """The output, in the dtype of ``x``."""
-        x_hat = equations.standardize(cast(x, high.dtype), high, low, equations.inv_std(torch, variance, how.epsilon))
+        x_hat = equations.standardize(cast(x, high.dtype), high, low, equations.inv_std(torch, variance, epsilon))
         z = _before_activation(x_hat, gamma, beta, residual)
-        return cast(z if how.activation is None else ACTIVATIONS[how.activation].apply(z), x.dtype)
+        return cast(z if activation is None else ACTIVATIONS[activation].apply(z), x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the inputs: those that only the activation needs, only where there is one."""
-        x, gamma, beta, residual, mask, count, high, low, variance, how = inputs
-        ctx.how, ctx.count = how, None if isinstance(count, Tensor) else count
+        x, gamma, beta, residual, mask, count, high, low, variance = inputs[:9]
+        ctx.how, ctx.count = How(*inputs[9:]), None if isinstance(count, Tensor) else count
         ctx.added = None if residual is None else residual.dtype
         ctx.beta_dtype = None if beta is None else beta.dtype
-        if how.activation is None:
+        if ctx.how.activation is None:
             beta = residual = None
         ctx.save_for_backward(x, gamma, beta, residual, mask, count if ctx.count is None else None, high, low, variance)
 
@@ -90,7 +95,7 @@ class Normalize(torch.autograd.Function):
         batch = Moments(ctx.count if count is None else count, high, low, variance)
         axes = REDUCED[x.dim()]
         wide, upstream = cast(x, high.dtype), cast(grads[0], high.dtype)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _forward_mode():
             batch = _differentiable(wide, batch, axes, mask, how)
         inverse = equations.inv_std(torch, batch.variance, how.epsilon)
         x_hat = equations.standardize(wide, batch.high, batch.low, inverse)
@@ -106,7 +111,25 @@ class Normalize(torch.autograd.Function):
         dgamma = None if gamma is None else cast(sums[1].reshape(-1), gamma.dtype)
         dbeta = None if ctx.beta_dtype is None else cast(sums[0].reshape(-1), ctx.beta_dtype)
         added = None if ctx.added is None else cast(upstream, ctx.added)
-        return dx, dgamma, dbeta, added, None, None, None, None, None, None
+        return dx, dgamma, dbeta, added, *(None,) * 8
+
+
+def normalize(x: Tensor, gamma: Any, beta: Any, residual: Any, mask: Any, batch: Moments, how: How) -> Tensor:
+    """`Normalize`, or the same in plain operations where forward mode follows them.
+
+    A custom operation's own forward mode is wrong when nested (torch 2.13: jacfwd of jacfwd of x**3 gives 0).
+    """
+    if not _forward_mode():
+        return Normalize.apply(x, gamma, beta, residual, mask, *batch, *how)  # type: ignore[no-untyped-call]
+    wide = cast(x, batch.high.dtype)
+    again = _differentiable(wide, batch, REDUCED[x.dim()], mask, how)
+    inverse = equations.inv_std(torch, again.variance, how.epsilon)
+    z = _before_activation(equations.standardize(wide, again.high, again.low, inverse), gamma, beta, residual)
+    return cast(z if how.activation is None else ACTIVATIONS[how.activation].apply(z), x.dtype)
+
+
+def _forward_mode() -> bool:
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
 
 
 def _before_activation(x_hat: Tensor, gamma: Any, beta: Any, residual: Any) -> Tensor:

@@ -14,7 +14,7 @@ from batchnorm.errors import ArgumentError
 
 from .activations import ACTIVATIONS
 from .collective import merged
-from .function import REDUCED, How, Normalize, cast, per_channel
+from .function import REDUCED, How, cast, normalize, per_channel
 from .state import Buffers, advance
 
 __all__ = ["ChannelMismatch", "aligned_mask", "batch_norm", "check_input", "check_spread", "infer", "train"]
@@ -147,8 +147,7 @@ def train(
     if mask is not None or how.group is not None:
         mean, variance = (per_channel(each, batch.high) for each in fallback) if fallback else (0.0, 1.0)
         used = training.or_moving(torch, batch, mean, variance)
-    y = Normalize.apply(x, gamma, beta, residual, mask, *used, how)  # type: ignore[no-untyped-call]
-    return y, batch
+    return normalize(x, gamma, beta, residual, mask, used, how), batch
 
 
 def _statistics(x: Tensor, how: How, mask: Tensor | None) -> Moments:
