@@ -119,6 +119,8 @@ def normalize(x: Tensor, gamma: Any, beta: Any, residual: Any, mask: Any, batch:
 
     A custom operation's own forward mode is wrong when nested (torch 2.13: jacfwd of jacfwd of x**3 gives 0).
     """
+    if residual is x:
+        residual = x.view_as(x)  # torch.compile takes no tensor twice
     if not _forward_mode():
         return Normalize.apply(x, gamma, beta, residual, mask, *batch, *how)  # type: ignore[no-untyped-call]
     wide = cast(x, batch.high.dtype)

@@ -174,7 +174,8 @@ class Layer(_BatchNorm):
             raise ArgumentError(
                 f"{who}: expected {wanted} input (got {x.dim()}D input); its shape is {tuple(x.shape)}."
             )
-        if x.shape[1] != self.num_features:
+        # torch.jit.trace (the ONNX export before 2.5) would take a comparison of lengths for data, and warn.
+        if not torch.jit.is_tracing() and x.shape[1] != self.num_features:
             raise functional.ChannelMismatch(
                 f"{who}: the input must have num_features={self.num_features} channels on axis 1; "
                 f"got {x.shape[1]} in an input of shape {tuple(x.shape)}."

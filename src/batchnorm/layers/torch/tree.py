@@ -39,9 +39,10 @@ def swap(root: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) 
 def reborn(layer: nn.Module, kind: type[nn.Module]) -> Any:
     """``layer`` as a ``kind``: the same parameters, buffers, hooks, flags and attributes in a new object."""
     new = kind.__new__(kind)
-    new.__dict__.update(
-        {name: value.copy() if isinstance(value, dict) else value for name, value in layer.__dict__.items()}
-    )
+    new.__dict__.update(layer.__dict__)
+    # The dicts of hooks stay shared: a handle removes its hook from the dict that it was given.
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        new.__dict__[name] = layer.__dict__[name].copy()
     return new
 
 
