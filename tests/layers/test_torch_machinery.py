@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -107,6 +109,32 @@ def test_meta_layers_materialise():
     layer = bt.BatchNorm2d(3, device="meta", statistics="debiased").to_empty(device="cpu")
     layer.reset_parameters()
     assert_same(layer.named_buffers(), bt.BatchNorm2d(3, statistics="debiased").named_buffers())
+
+
+def test_a_torch_state_dict_assigned_to_a_meta_layer_leaves_nothing_on_meta():
+    layer, peer = bt.BatchNorm2d(3, device="meta", statistics="debiased"), trained(torch.nn.BatchNorm2d(3))
+    layer.load_state_dict(peer.state_dict(), assign=True)
+    assert not any(value.is_meta for value in layer.buffers())
+    x = batch(4, 3, 2, 2)
+    torch.testing.assert_close(layer.eval()(x), peer.eval()(x))
+    layer.train()(x)
+    assert layer.num_batches_tracked == 4
+
+
+def test_float64_statistics_of_float32_batches_stay_float64():
+    layer = bt.BatchNorm1d(2)
+    layer.running_mean, layer.running_var = layer.running_mean.double(), layer.running_var.double()
+    layer.running_mean += 1 + 2.0**-40
+    layer(torch.ones(4, 2))
+    torch.testing.assert_close(
+        layer.running_mean, torch.full((2,), 1 + 0.9 * 2.0**-40, dtype=torch.float64), rtol=2.0**-50, atol=0
+    )
+
+
+def test_the_door_imports_torch_and_no_other_framework():
+    code = "import sys, batchnorm.torch; print({'jax', 'keras', 'tensorflow', 'flax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS[1:])

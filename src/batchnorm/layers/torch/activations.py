@@ -27,6 +27,10 @@ class Activation(NamedTuple):
     slope: Callable[[Tensor], Tensor]
 
 
+def _relu_slope(z: Tensor) -> Tensor:
+    return (z > 0).to(z.dtype)
+
+
 def _relu6_slope(z: Tensor) -> Tensor:
     return ((z > 0) & (z < 6)).to(z.dtype)
 
@@ -56,7 +60,7 @@ def _tanh_slope(z: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(F.relu, lambda z: (z > 0).to(z.dtype)),
+    "relu": Activation(F.relu, _relu_slope),
     "relu6": Activation(F.relu6, _relu6_slope),
     "leaky_relu": Activation(F.leaky_relu, _leaky_slope),
     "silu": Activation(F.silu, _silu_slope),

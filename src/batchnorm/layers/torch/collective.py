@@ -1,5 +1,7 @@
 """Sums and moments over the processes of a group: one gather in the forward pass, one sum in the backward pass."""
 
+# torch leaves many parameters of its own functions untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import Any

@@ -6,6 +6,8 @@ statistics are rebuilt as differentiable functions of ``x`` (`equations.moments_
 evaluated on them: the second derivative is then autograd's.
 """
 
+# torch leaves many parameters of its own functions untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -105,7 +107,7 @@ class Normalize(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             scale = inverse if gamma is None else inverse * per_channel(gamma, wide)
-            whole = sums if how.group is None else sum_over(how.group, sums)
+            whole: Any = sums if how.group is None else sum_over(how.group, sums)
             dx = equations.input_gradient(torch, upstream, x_hat, scale, whole, _divisor(batch.count), mask)
             dx = cast(dx, x.dtype)
         dgamma = None if gamma is None else cast(sums[1].reshape(-1), gamma.dtype)
@@ -144,8 +146,10 @@ def _divisor(count: Any) -> Any:
 
 
 def _differentiable(wide: Tensor, batch: Moments, axes: tuple[int, ...], mask: Any, how: How) -> Moments:
-    total = None if how.group is None else lambda part: sum_over(how.group, (part,))[0]
-    again = equations.moments_around(torch, wide, batch.high, axes, _divisor(batch.count), mask, total)
+    def total(part: Tensor) -> Tensor:
+        return sum_over(how.group, (part,))[0]
+
+    again = equations.moments_around(torch, wide, batch.high, axes, _divisor(batch.count), mask, how.group and total)
     if not isinstance(batch.count, Tensor):
         return again
     # Where nothing was counted the statistics were not this batch's: they stay the constants they are.

@@ -123,8 +123,8 @@ def _standard_operator(
     x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, epsilon: float
 ) -> Tensor:
     # An exported graph is for other readers: they know, fold and accelerate the one standard operator.
-    statistics = [None if each is None else cast(each, mean.dtype) for each in (gamma, beta)]
-    return torch.nn.functional.batch_norm(x, mean, variance, *statistics, False, 0.0, epsilon)
+    gamma, beta = (None if each is None else cast(each, mean.dtype) for each in (gamma, beta))
+    return torch.nn.functional.batch_norm(x, mean, variance, gamma, beta, False, 0.0, epsilon)
 
 
 def train(

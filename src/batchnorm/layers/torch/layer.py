@@ -1,5 +1,7 @@
 """What every layer here adds to torch's: the forward pass, the running statistics, freezing, and their checks."""
 
+# torch leaves many parameters of its own functions untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -175,7 +177,7 @@ class Layer(_BatchNorm):
                 f"{who}: expected {wanted} input (got {x.dim()}D input); its shape is {tuple(x.shape)}."
             )
         # torch.jit.trace (the ONNX export before 2.5) would take a comparison of lengths for data, and warn.
-        if not torch.jit.is_tracing() and x.shape[1] != self.num_features:
+        if not torch.jit.is_tracing() and x.shape[1] != self.num_features:  # pyright: ignore[reportPrivateImportUsage]
             raise functional.ChannelMismatch(
                 f"{who}: the input must have num_features={self.num_features} channels on axis 1; "
                 f"got {x.shape[1]} in an input of shape {tuple(x.shape)}."
@@ -272,7 +274,13 @@ class Layer(_BatchNorm):
 
 
 def _keep_wide(layer: Layer) -> None:
+    mean = layer.running_mean
     for name in FLOAT_BUFFERS:
         buffer = layer._buffers.get(name)  # pyright: ignore[reportPrivateUsage]
         if buffer is not None and buffer.dtype in HALF:
             layer._buffers[name] = buffer.to(torch.float32)  # pyright: ignore[reportPrivateUsage]
+    for name in ("skipped_updates", "remaining"):
+        buffer = layer._buffers.get(name)  # pyright: ignore[reportPrivateUsage]
+        # A state dict of torch's that is assigned to a layer on the meta device does not fill what is ours.
+        if buffer is not None and buffer.is_meta and mean is not None and not mean.is_meta:
+            layer._buffers[name] = torch.zeros_like(buffer, device=mean.device)  # pyright: ignore[reportPrivateUsage]

@@ -1,5 +1,7 @@
 """The public layers: torch's signatures, and ours behind a keyword."""
 
+# torch leaves many parameters of its own functions untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import Any
@@ -89,7 +91,7 @@ class BatchNorm1d(_Plain, nn.BatchNorm1d):
     >>> layer = BatchNorm1d(1, statistics="debiased")
     >>> layer(torch.tensor([[1.0], [5.0]])).ravel()
     tensor([-1.0000,  1.0000], grad_fn=<ViewBackward0>)
-    >>> layer.running_mean, layer.running_var
+    >>> layer.running_mean.round(), layer.running_var.round()
     (tensor([3.]), tensor([8.]))
     """
 
@@ -125,7 +127,7 @@ class Activated(Layer):
         return self._normalize(input, mask, residual)
 
 
-class BatchNormAct1d(Activated, BatchNorm1d):
+class BatchNormAct1d(Activated, BatchNorm1d):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Batch normalization, residual add and activation in one operation, on ``(N, C)`` or ``(N, C, L)``.
 
     ``y = activation(weight * (x - mean) / sqrt(variance + eps) + bias + residual)``
@@ -154,9 +156,9 @@ class BatchNormAct1d(Activated, BatchNorm1d):
     """
 
 
-class BatchNormAct2d(Activated, BatchNorm2d):
+class BatchNormAct2d(Activated, BatchNorm2d):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`BatchNormAct1d` on ``(N, C, H, W)``."""
 
 
-class BatchNormAct3d(Activated, BatchNorm3d):
+class BatchNormAct3d(Activated, BatchNorm3d):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`BatchNormAct1d` on ``(N, C, D, H, W)``."""

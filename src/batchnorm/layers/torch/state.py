@@ -39,11 +39,11 @@ class Buffers(NamedTuple):
 
 def advance(buffers: Buffers, batch: Moments, epsilon: float, momentum: float | None) -> None:
     """One update of the buffers, in place; a momentum of None is the plain mean over all batches."""
-    dtype = batch.high.dtype
+    dtype = torch.promote_types(batch.high.dtype, buffers.mean.dtype)
     if torch.compiler.is_compiling() and not isinstance(batch.count, Tensor):
         # With a dynamic batch size the count is a symbol, and only a tensor can hold it.
         batch = batch._replace(count=torch.full((1,), batch.count, dtype=dtype, device=batch.high.device))
-    flat = Moments(*(each.reshape(-1) if isinstance(each, Tensor) else each for each in batch))
+    flat = Moments(*(cast(each.reshape(-1), dtype) if isinstance(each, Tensor) else each for each in batch))
     state: State = {"moving_mean": cast(buffers.mean, dtype), "moving_variance": cast(buffers.variance, dtype)}
     decay: Any = 1 - momentum if momentum is not None else _cumulative_decay(buffers, dtype)
     guard = buffers.skipped is not None

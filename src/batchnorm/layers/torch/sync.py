@@ -1,5 +1,7 @@
 """Batch normalization over a batch that is spread over processes."""
 
+# torch leaves many parameters of its own functions untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from typing import Any
@@ -108,5 +110,5 @@ class SyncBatchNorm(Layer, nn.SyncBatchNorm):
         return new
 
 
-class SyncBatchNormAct(Activated, SyncBatchNorm):
+class SyncBatchNormAct(Activated, SyncBatchNorm):  # pyright: ignore[reportIncompatibleMethodOverride]
     """`SyncBatchNorm`, residual add and activation in one operation; see `BatchNormAct1d`."""

@@ -1,5 +1,7 @@
 """Walking a module tree: swap layers, freeze them."""
 
+# torch leaves many parameters of its own functions untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 from __future__ import annotations
 
 from collections.abc import Callable
