@@ -64,6 +64,14 @@ def test_convert_of_a_layer_gives_a_new_one_and_leaves_the_old():
     assert (new.statistics, new.virtual_batch_size, new.remaining.tolist()) == ("debiased", 4, [1.0] * 3)
 
 
+def test_convert_of_torchs_sync_layer_keeps_its_group():
+    group = object()
+    new = bt.convert(nn.SyncBatchNorm(3, process_group=group), virtual_batch_size=4)
+    assert type(new) is bt.SyncBatchNorm
+    assert new.process_group is group
+    assert new.virtual_batch_size is None
+
+
 def test_convert_to_debiased_keeps_trained_outputs():
     model = nn.Sequential(nn.BatchNorm1d(3))
     model(batch(5, 3))

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 import batchnorm.torch as bt
 
@@ -256,6 +257,18 @@ def test_compiled_with_dynamic_batch_size(backend):
         z.pow(3).sum().backward()
         torch.testing.assert_close((y, leaf.grad), (z, other.grad))
     torch.testing.assert_close(dict(layer.named_buffers()), dict(eager.named_buffers()))
+
+
+@COMPILES
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_compiled_under_a_checkpoint_updates_once(use_reentrant):
+    torch.compiler.reset()
+    layer, plain, x = bt.BatchNorm1d(3), bt.BatchNorm1d(3), batch(5, 3).requires_grad_()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        checkpoint(compiled, x, use_reentrant=use_reentrant).square().sum().backward()
+        plain(x)
+    torch.testing.assert_close(dict(layer.named_buffers()), dict(plain.named_buffers()))
 
 
 def small_model():

@@ -96,6 +96,28 @@ def with_bad(x):
     return x
 
 
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv1d(CHANNELS, CHANNELS, 1), torch.nn.BatchNorm1d(CHANNELS))
+
+
+def data_parallel(x, joined_size):
+    """DDP's gradients of the joined batch's mean loss: DDP averages over processes, so each scales by their number."""
+    model = bt.SyncBatchNorm.convert_sync_batchnorm(network())
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    (parallel(x).pow(3).sum() / joined_size * WORLD).backward()
+    return {name: value.grad for name, value in model.named_parameters()}
+
+
+def compiled(x):
+    torch.compiler.reset()
+    layer = bt.SyncBatchNorm(CHANNELS)
+    x = x.clone().requires_grad_()
+    y = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    y.pow(3).sum().backward()
+    return {"y": y.detach(), "x": x.grad, "mean": layer.running_mean}
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
@@ -110,6 +132,9 @@ def worker(rank, folder):
     results["guard"] = skips(bt.SyncBatchNorm(CHANNELS), share(with_bad(bad), sizes, [rank]))
     frozen = bt.freeze(bt.SyncBatchNorm(CHANNELS)).train()
     results["frozen"] = {"y": frozen(x)} if rank == 0 else {}  # no communication: the other processes need not come
+    x, _, _ = (share(each, SIZES["unequal"], [rank]) for each in joined(SIZES["unequal"]))
+    results["parallel"] = data_parallel(x, sum(SIZES["unequal"]))
+    results["compiled"] = compiled(x)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -156,6 +181,28 @@ def test_double_backward_goes_through_the_other_processes(ranks):
 
 
 @pytest.mark.slow
+def test_data_parallel_training_takes_it_on_cpu_and_gets_the_gradients_of_the_joined_batch(ranks):
+    x, _, _ = joined(SIZES["unequal"])
+    model = network()
+    (model(x).pow(3).sum() / len(x)).backward()
+    for rank in ranks:
+        for name, value in model.named_parameters():
+            # The convolution's bias has the gradient 0, up to the rounding of 55 numbers of about 10.
+            torch.testing.assert_close(rank["parallel"][name], value.grad, rtol=1e-5, atol=550 * 2**-24)
+
+
+@pytest.mark.slow
+def test_compiled_without_graph_breaks_it_still_communicates(ranks):
+    x, _, _ = joined(SIZES["unequal"])
+    layer, leaf = bt.BatchNorm1d(CHANNELS), x.clone().requires_grad_()
+    y = layer(leaf)
+    y.pow(3).sum().backward()
+    torch.testing.assert_close(torch.cat([rank["compiled"]["y"] for rank in ranks]), y.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.cat([rank["compiled"]["x"] for rank in ranks]), leaf.grad, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(ranks[1]["compiled"]["mean"], layer.running_mean)
+
+
+@pytest.mark.slow
 def test_a_nan_on_one_process_is_skipped_on_all(ranks):
     x, _, _ = joined(SIZES["empty"])
     whole = skips(bt.BatchNorm1d(CHANNELS), with_bad(x))
@@ -180,7 +227,7 @@ def test_alone_it_is_the_ordinary_layer_and_conversion_keeps_everything():
     expected = model.eval()(x)
     converted = bt.SyncBatchNorm.convert_sync_batchnorm(model.train())
     assert [type(layer) for layer in converted] == [bt.SyncBatchNorm, bt.SyncBatchNorm, bt.SyncBatchNormAct]
-    assert isinstance(converted[0], torch.nn.SyncBatchNorm)
+    assert isinstance(converted[0], torch.nn.modules.batchnorm._BatchNorm)
     assert all(one is other for one, other in zip(converted.parameters(), parameters, strict=True))
     torch.testing.assert_close(dict(converted.state_dict()), state, rtol=0, atol=0)
     torch.testing.assert_close(converted.eval()(x), expected)

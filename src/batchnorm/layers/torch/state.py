@@ -43,6 +43,7 @@ def advance(buffers: Buffers, batch: Moments, epsilon: float, momentum: float | 
     if torch.compiler.is_compiling() and not isinstance(batch.count, Tensor):
         # With a dynamic batch size the count is a symbol, and only a tensor can hold it.
         batch = batch._replace(count=torch.full((1,), batch.count, dtype=dtype, device=batch.high.device))
+    batch = counted_once(batch)
     flat = Moments(*(cast(each.reshape(-1), dtype) if isinstance(each, Tensor) else each for each in batch))
     state: State = {"moving_mean": cast(buffers.mean, dtype), "moving_variance": cast(buffers.variance, dtype)}
     decay: Any = 1 - momentum if momentum is not None else _cumulative_decay(buffers, dtype)
@@ -81,7 +82,7 @@ def _write(buffers: Buffers, new: State, skipped: Tensor, count: Any) -> None:
     if tracked is not None:
         counted = (count > 1).any().to(tracked.dtype) if isinstance(count, Tensor) else int(count > 1)
     values = (new["moving_mean"], new["moving_variance"], counted, skipped, new.get("remaining"))
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # pyright: ignore
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
         _Store.apply(*buffers, *values)  # type: ignore[no-untyped-call]
         return
     _store(*buffers, *values)
@@ -128,6 +129,31 @@ class _Store(torch.autograd.Function):
 def recomputing() -> bool:
     """Whether this forward pass runs inside a backward pass: activation checkpointing computes a layer again.
 
-    The first pass has updated the statistics already.
+    The first pass has updated the statistics already. False while compiling: see `counted_once`.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # pyright: ignore
+    return not torch.compiler.is_compiling() and _inside_backward()
+
+
+def counted_once(batch: Moments) -> Moments:
+    """``batch``, with a count of 0, which updates nothing, where a compiled layer runs again under a checkpoint.
+
+    A graph cannot ask at compile time whether it will be running inside a backward pass; this asks when it runs.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return batch
+    return batch._replace(count=torch.where(_first_pass(batch.high), batch.count, 0))
+
+
+def _inside_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+
+
+@torch.library.custom_op("batchnorm::first_pass", mutates_args=())
+def _first_pass(anchor: Tensor) -> Tensor:
+    # The anchor is there for its device, and because an operation without inputs would be folded to a constant.
+    return anchor.new_full((), not _inside_backward(), dtype=torch.bool)
+
+
+@_first_pass.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _(anchor: Tensor) -> Tensor:
+    return anchor.new_empty((), dtype=torch.bool)

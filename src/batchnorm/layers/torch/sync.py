@@ -19,8 +19,8 @@ from .tree import reborn, swap
 __all__ = ["SyncBatchNorm", "SyncBatchNormAct"]
 
 
-class SyncBatchNorm(Layer, nn.SyncBatchNorm):
-    """Batch normalization with the statistics of all processes' batches together; `torch.nn.SyncBatchNorm`, and more.
+class SyncBatchNorm(Layer):
+    """Batch normalization with the statistics of all processes' batches together: `torch.nn.SyncBatchNorm`, on CPU too.
 
     ``mean, variance`` are those of the joined batch: the parts' moments merged by count (Chan, Golub and LeVeque,
     1983, section 3).
@@ -48,7 +48,8 @@ class SyncBatchNorm(Layer, nn.SyncBatchNorm):
     process' own: `DistributedDataParallel` averages them.
 
     Differs from torch's: CPU; unequal batches to rounding; variances merge as they are, not by way of 1/sqrt(variance +
-    eps), which costs 0.9 % at variance 1e-10; double backward. `torch.compile` breaks the graph at the communication.
+    eps), which costs 0.9 % at variance 1e-10; double backward; `torch.compile`. It is a torch batch norm to
+    `isinstance`, not a `torch.nn.SyncBatchNorm`: DistributedDataParallel refuses those on CPU.
 
     Examples
     --------
@@ -75,9 +76,8 @@ class SyncBatchNorm(Layer, nn.SyncBatchNorm):
         guard: bool = True,
     ) -> None:
         absent = {} if bias else {"bias": False}
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype, **absent
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **absent)
+        self.process_group = process_group
         self._configure(statistics, guard)
 
     def _group(self) -> Any:
