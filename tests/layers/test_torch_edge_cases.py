@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import batchnorm.torch as bt
 from batchnorm.core import reference
+from batchnorm.core.training import Rule
 
 U32 = 2.0**-24
 
@@ -339,3 +340,12 @@ def test_cumulative_statistics_are_torchs_with_momentum_none(arguments):
         layer(x)
         peer(x)
     torch.testing.assert_close(layer.state_dict(), peer.state_dict())
+
+
+def test_the_rule_tells_how_the_statistics_follow():
+    assert bt.BatchNorm1d(2, eps=1e-3, momentum=0.25, statistics="debiased").rule == Rule(
+        epsilon=1e-3, decay=0.75, ddof=1, statistics="debiased", guard=True
+    )
+    assert bt.BatchNorm1d(2, momentum=None, guard=False).rule == Rule(
+        epsilon=1e-5, decay=1.0, ddof=1, statistics="cumulative", guard=False
+    )

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from batchnorm.core.training import Rule
 from batchnorm.errors import ArgumentError
 
 from . import functional
 from .function import How
-from .state import Buffers, advance, recomputing
+from .state import DDOF, Buffers, advance, recomputing
 
 __all__ = ["Layer", "Statistics"]
 
@@ -114,6 +115,18 @@ class Layer(_BatchNorm):
             return
         untouched = bool((mean == 0).all() and (variance == 1).all()) and (tracked is None or int(tracked) == 0)
         remaining.fill_(1.0 if untouched else 0.0)
+
+    @property
+    def rule(self) -> Rule:
+        """How the running statistics follow the batches, in the words of the core."""
+        plain_mean = self.momentum is None
+        return Rule(
+            epsilon=self.eps,
+            decay=1.0 if self.momentum is None else 1 - self.momentum,
+            ddof=DDOF,
+            statistics="cumulative" if plain_mean else self.statistics,
+            guard=self.guard,
+        )
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to 0 and 1 and the counters to 0."""

@@ -18,8 +18,9 @@ from batchnorm.core.training import Rule, State
 
 from .function import cast
 
-__all__ = ["Buffers", "advance", "recomputing"]
+__all__ = ["DDOF", "Buffers", "advance", "recomputing"]
 
+DDOF = 1  # torch stores the variance with divisor count - 1, and normalises with divisor count
 INITIAL = (("moving_mean", 0.0), ("moving_variance", 1.0))
 
 
@@ -73,7 +74,7 @@ def _cumulative_decay(buffers: Buffers, dtype: torch.dtype) -> Any:
 
 
 def _rule(epsilon: float, decay: Any, statistics: Any, guard: bool) -> Rule:
-    return Rule(epsilon=epsilon, decay=decay, ddof=1, statistics=statistics, guard=guard)
+    return Rule(epsilon=epsilon, decay=decay, ddof=DDOF, statistics=statistics, guard=guard)
 
 
 def _write(buffers: Buffers, new: State, skipped: Tensor, count: Any) -> None:
