@@ -118,5 +118,7 @@ def _bare_words(given: Readings) -> str:
 
 
 def _close(y: Array, wanted: Array, share: float) -> bool:
-    size = float(np.max(np.abs(wanted), initial=0.0)) or 1.0
-    return bool(np.all(np.abs(y - wanted) <= share * size))
+    size = float(np.max(np.abs(wanted), initial=0.0, where=np.isfinite(wanted))) or 1.0
+    with np.errstate(invalid="ignore"):
+        near = np.abs(y - wanted) <= share * size
+    return bool(np.all(near | (y == wanted) | (np.isnan(y) & np.isnan(wanted))))

@@ -108,7 +108,10 @@ def _check(record: LayerRecord, request: Request) -> None:
 
 def _channels(record: LayerRecord, request: Request, arranged: Arranged | None) -> tuple[tuple[int, ...], int]:
     if request.channel is not None:
-        return (checked_channel(request.channel, record),), 0
+        channel = checked_channel(request.channel, record)
+        if arranged is not None and not len(arranged.positions(channel)):
+            raise ArgumentError(f"explain: nothing of channel {channel} lies at index {request.at}.")
+        return (channel,), 0
     order = worst_channels(record)
     if arranged is None:
         return order[:1], 0

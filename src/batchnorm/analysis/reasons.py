@@ -23,7 +23,7 @@ FAR = 5.0
 
 def because(case: Case) -> tuple[str, ...]:
     """Why, most important first."""
-    return collected(REASONS, case)
+    return collected(REASONS, case) or (_verdict_alone(case),)
 
 
 def verdict(record: LayerRecord) -> str:
@@ -32,6 +32,17 @@ def verdict(record: LayerRecord) -> str:
         return "no moving statistics in the file"
     found = signs_of(record)
     return found[0].text if found else "nothing unusual"
+
+
+def _verdict_alone(case: Case) -> str:
+    record, lead = case.record, case.lead
+    if record.moving_mean is None or record.moving_variance is None:
+        return "The file holds no moving statistics; training mode normalises with this input's own."
+    found = signs_of(record)
+    if found:
+        return f"What shows in the stored numbers: {found[0].text}."
+    stored = f"mean {brief(lead.moving_mean or 0.0)} and variance {brief(lead.moving_variance or 0.0)}{case.of_lead}"
+    return f"Nothing is unusual: inference (predict) normalises with the stored {stored}."
 
 
 def _what_was_expected(case: Case) -> str | None:
