@@ -91,17 +91,25 @@ def moments(xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None
     """
     first = _first_counted(xp, x, axes, mask)
     high = first + _counted_sum(xp, x - first, axes, mask) / count
-    return moments_around(xp, x, high, axes, count, mask)
+    return moments_around(xp, x, high, axes, count, mask, refine=refine)
 
 
 def moments_around(
-    xp: Any, x: Any, high: Any, axes: tuple[int, ...], count: Any, mask: Any = None, total: Any = None
+    xp: Any,
+    x: Any,
+    high: Any,
+    axes: tuple[int, ...],
+    count: Any,
+    mask: Any = None,
+    total: Any = None,
+    *,
+    refine: bool = False,
 ) -> Moments:
     """The second pass of `moments`: exact around any ``high`` near the mean, which is taken as a constant.
 
     Parameters
     ----------
-    xp, x, axes, count, mask
+    xp, x, axes, count, mask, refine
         As in `moments`; ``count`` is that of the whole batch where ``total`` is given.
     high : array
         A number near the mean of each channel.
