@@ -37,6 +37,7 @@ format: $(VENV)/.tests
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/agreement.py
 
 docs: $(VENV)/.tests
 	$(BIN)/python tests/analysis/test_golden.py
