@@ -27,6 +27,6 @@ def test_parts_of_a_batch_add_up_by_way_of_total():
         totals.append(here + np.where(mask[30:], other, 0).sum(0, keepdims=True))
         return totals[-1]
 
-    split = equations.moments_around(np, x[:30], high, (0,), count, mask[:30], first_half)
+    split = equations.moments_around(np, x[:30], high, (0,), count, mask[:30], total=first_half)
     np.testing.assert_allclose(split.mean, whole.mean, rtol=1e-14)
     np.testing.assert_allclose(split.variance, whole.variance, rtol=1e-13)

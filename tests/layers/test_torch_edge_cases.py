@@ -138,13 +138,16 @@ def assert_state_of_broadcast(layer, x, mask):
     assert_state(again, state(layer))
 
 
-def test_nan_in_the_padding_does_not_reach_the_statistics():
-    layer, clean, mask = bt.BatchNorm1d(2), bt.BatchNorm1d(2), torch.tensor([True, True, True, False])
-    x = batch(4, 2)
-    expected = clean(x, mask)
-    x[3] = math.nan
-    torch.testing.assert_close(layer(x, mask)[:3], expected[:3], rtol=0, atol=0)
-    assert_state(layer, state(clean))
+def test_nan_in_padding_that_the_loss_ignores_reaches_neither_statistics_nor_gradients():
+    mask, results = torch.tensor([True, True, True, False]), []
+    for padding in (0.0, math.nan):
+        layer, x = bt.BatchNorm1d(2), batch(4, 2)
+        x[3] = padding
+        x.requires_grad_()
+        y = layer(x, mask)[:3]
+        y.square().sum().backward()
+        results.append((y, x.grad, layer.weight.grad, layer.bias.grad, state(layer)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mean", [1e4, 1e6])

@@ -108,7 +108,7 @@ class Normalize(torch.autograd.Function):
         x_hat = equations.standardize(wide, batch.high, batch.low, inverse)
         if how.activation is not None:
             upstream = upstream * ACTIVATIONS[how.activation].slope(_before_activation(x_hat, gamma, beta, residual))
-        sums = equations.parameter_gradients(torch, upstream, x_hat, axes)
+        sums = equations.parameter_gradients(torch, upstream, x_hat, axes, mask)
         dx = None
         if ctx.needs_input_grad[0]:
             scale = inverse if gamma is None else inverse * per_channel(gamma, wide)
@@ -158,7 +158,9 @@ def _differentiable(wide: Tensor, batch: Moments, axes: tuple[int, ...], mask: A
     def total(part: Tensor) -> Tensor:
         return sum_over(how.group, (part,))[0]
 
-    again = equations.moments_around(torch, wide, batch.high, axes, _divisor(batch.count), mask, how.group and total)
+    again = equations.moments_around(
+        torch, wide, batch.high, axes, _divisor(batch.count), mask, total=how.group and total
+    )
     if not isinstance(batch.count, Tensor):
         return again
     # Where nothing was counted the statistics were not this batch's: they stay the constants they are.

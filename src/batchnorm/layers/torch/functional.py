@@ -154,24 +154,14 @@ def _statistics(x: Tensor, how: How, mask: Tensor | None) -> Moments:
     # Constants here: their part in the gradient is in the closed form.
     wide = _widened(x.detach())
     axes = REDUCED[x.dim()]
-    if mask is not None:
-        count: Any = mask.sum(dim=axes, keepdim=True).to(wide.dtype)
-    else:
-        count = wide.numel() // wide.shape[1]
-    if how.group is None:
-        return _local(wide, axes, count, mask)
-    return merged(_local(wide, axes, count, mask) if wide.numel() else _nothing(wide), how.group)
-
-
-def _local(wide: Tensor, axes: tuple[int, ...], count: Any, mask: Tensor | None) -> Moments:
     if mask is None:
-        return equations.moments(torch, wide, axes, count)
-    return equations.moments(torch, wide, axes, count.clamp(min=1), mask)._replace(count=count)
-
-
-def _nothing(wide: Tensor) -> Moments:
-    zeros = wide.new_zeros((1, wide.shape[1]) + (1,) * (wide.dim() - 2))
-    return Moments(0, zeros, zeros, zeros)
+        count: Any = wide.numel() // wide.shape[1]
+        batch = equations.moments(torch, wide, axes, count or 1)
+    else:
+        count = mask.sum(dim=axes, keepdim=True).to(wide.dtype)
+        batch = equations.moments(torch, wide, axes, count.clamp(min=1), mask)
+    batch = batch._replace(count=count)
+    return batch if how.group is None else merged(batch, how.group)
 
 
 def _widened(x: Tensor) -> Tensor:
