@@ -53,6 +53,15 @@ def losses(norm, fused=False):
     return np.array(curve), held_out
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for one another take a hundred times as long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def theirs():
     return losses(nn.BatchNorm2d)
