@@ -1,7 +1,7 @@
 """The equations of batch normalization, once, over a namespace ``xp``.
 
 ``xp`` is ``numpy``, ``torch``, ``jax.numpy`` or ``keras.ops``. The only names used of it are ``sum``, ``sqrt``,
-``where``, ``cumsum``, ``reshape`` and ``isfinite``; the rest is arithmetic. Statistics keep the rank of ``x`` with
+``where``, ``cumsum`` and ``isfinite``; the rest is arithmetic. Statistics keep the rank of ``x`` with
 length 1 on the reduced axes, so that they broadcast. Every function is pure and takes arrays of one floating-point
 type, the type the arithmetic is done in: callers convert half precision to float32 before and back after.
 
@@ -23,6 +23,7 @@ __all__ = [
     "counted_sums",
     "debias",
     "decayed",
+    "decayed_all",
     "fold",
     "input_gradient",
     "input_tangent",
@@ -206,6 +207,17 @@ def sample_variance(xp: Any, variance: Any, count: Any, ddof: float) -> Any:
 def decayed(moving: Any, batch: Any, decay: Any) -> Any:
     """``decay * moving + (1 - decay) * batch``: one update of a moving average."""
     return decay * moving + (1 - decay) * batch
+
+
+def decayed_all(xp: Any, moving: Any, batches: Any, decay: float, applied: Any, ones: Any) -> Any:
+    """`decayed` for all batches along axis 0, in their order, skipping those that are not ``applied``.
+
+    ``decay^n * moving + sum_k (1 - decay) * decay^(updates after k) * batch_k``. ``ones`` is 1 where ``applied``, in
+    the arrays' type.
+    """
+    times = xp.sum(ones, axis=0)
+    weights = (1 - decay) * decay ** (times - xp.cumsum(ones, axis=0))
+    return decay**times * moving + xp.sum(xp.where(applied, weights * batches, 0.0), axis=0)
 
 
 def debias(moving: Any, initial: float, remaining: Any) -> Any:

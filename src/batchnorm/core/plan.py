@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from batchnorm.errors import ArgumentError
 
 __all__ = ["Plan", "mask_shape", "plan"]
+
+Length = TypeVar("Length", int, int | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,12 @@ def plan(shape: tuple[int, ...], axis: int | tuple[int, ...], who: str = "batch_
 
 
 def mask_shape(
-    mask: tuple[int, ...], shape: tuple[int, ...], kept: tuple[int, ...], who: str = "batch_norm"
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    mask: tuple[Length, ...], shape: tuple[Length, ...], kept: tuple[int, ...], who: str = "batch_norm"
+) -> tuple[tuple[Length, ...], tuple[Length, ...]]:
     """How a mask lies over an input: its shape at the input's rank, and the shape it is broadcast to.
 
     A mask of the input's rank has length 1 on the channel axes; any other has the input's axes less the channel axes.
-    On each of the others it has the input's length, or 1.
+    On each of the others it has the input's length, or 1. A length of None is not known yet and fits any.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def mask_shape(
         lengths = iter(mask)
         aligned = tuple(1 if i in kept else next(lengths, -1) for i in range(len(shape)))
     fits = len(mask) in (len(shape), len(shape) - len(kept))
-    if not fits or any(m not in (1, n) for m, n in zip(aligned, full, strict=True)):
+    if not fits or any(None not in (m, n) and m not in (1, n) for m, n in zip(aligned, full, strict=True)):
         without = tuple(n for i, n in enumerate(shape) if i not in kept)
         raise ArgumentError(
             f"{who}: mask must have the shape {without} (the input's, less its channel axes) or broadcast to {full}, "

@@ -19,15 +19,27 @@ name                  meaning                                                  h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import equations
 from .equations import Limits, Moments
 
-__all__ = ["Renorm", "Rule", "State", "Statistics", "inference_statistics", "or_moving", "state_names", "update"]
+__all__ = [
+    "Renorm",
+    "Rule",
+    "State",
+    "Statistics",
+    "inference_statistics",
+    "or_moving",
+    "state_names",
+    "update",
+    "update_all",
+]
 
 State = dict[str, Any]
+Average = Callable[[Any, Any], Any]
 Statistics = Literal["moving", "debiased", "cumulative"]
 NO_LIMITS = Limits()
 
@@ -91,11 +103,10 @@ def inference_statistics(xp: Any, rule: Rule, state: State) -> tuple[Any, Any]:
     if rule.statistics != "debiased":
         return mean, variance
     remaining = state["remaining"]
-    variance = equations.without_initial(xp, variance, 1.0, remaining)
-    return (
-        equations.without_initial(xp, mean, 0.0, remaining),
-        xp.where(variance < 0, 0 * variance, variance),
-    )
+    mean = equations.without_initial(xp, mean, 0.0, remaining)
+    if rule.renorm is not None:  # the standard deviation is the average then, and the variance follows from it
+        return mean, _variance_of(xp, rule, equations.without_initial(xp, state["moving_stddev"], 1.0, remaining))
+    return mean, _not_negative(xp, equations.without_initial(xp, variance, 1.0, remaining))
 
 
 def or_moving(xp: Any, batch: Moments, mean: Any, variance: Any) -> Moments:
@@ -133,37 +144,100 @@ def update(xp: Any, rule: Rule, state: State, batch: Moments) -> tuple[State, An
         Channels left alone by the guard; never true without it.
     """
     stored = equations.sample_variance(xp, batch.variance, batch.count, rule.ddof)
-    finite = xp.where(xp.isfinite(batch.mean), xp.isfinite(stored), False)
-    counted = xp.where(finite, batch.count, batch.count) > 1  # of the arrays' shape, also where count is one number
-    skipped = xp.where(finite, False, counted) if rule.guard else xp.where(finite, False, False)
-    applied = xp.where(skipped, False, counted)
-    new = _averaged(xp, rule, state, batch, stored)
+    applied, skipped = _applied(xp, rule, batch, stored)
+    decay = rule.decay if rule.statistics != "cumulative" else state["updates"] / (state["updates"] + 1)
+
+    def average(moving: Any, value: Any) -> Any:
+        return equations.decayed(moving, value, decay)
+
+    def renorm_average(moving: Any, value: Any) -> Any:
+        return equations.decayed(moving, value, _renorm_decay(rule))
+
+    new = _averaged(xp, rule, state, batch, stored, average, renorm_average)
     return {name: xp.where(applied, new[name], old) for name, old in state.items()}, skipped
 
 
-def _averaged(xp: Any, rule: Rule, state: State, batch: Moments, stored: Any) -> State:
-    decay = rule.decay if rule.statistics != "cumulative" else state["updates"] / (state["updates"] + 1)
+def update_all(xp: Any, rule: Rule, state: State, batches: Moments) -> tuple[State, Any]:
+    """The state after several batches: that of `update` for one after the other, up to rounding, without a loop.
+
+    Parameters
+    ----------
+    xp, rule, state
+        As in `update`.
+    batches : Moments
+        Stacked along a new axis 0, in the order of the updates; ``count`` too.
+
+    Returns
+    -------
+    state, skipped
+        As in `update`; ``skipped`` has the batches along axis 0.
+    """
+    stored = equations.sample_variance(xp, batches.variance, batches.count, rule.ddof)
+    applied, skipped = _applied(xp, rule, batches, stored)
+    zero = 0 * state["moving_mean"]
+    ones = xp.where(applied, zero + 1, zero)
+    times = xp.sum(ones, axis=0)
+
+    def average(moving: Any, values: Any) -> Any:
+        return equations.decayed_all(xp, moving, values, rule.decay, applied, ones)
+
+    def plain(moving: Any, values: Any) -> Any:
+        updates = xp.where(times > 0, state["updates"] + times, zero + 1)
+        return moving + xp.sum(xp.where(applied, values - moving, 0.0), axis=0) / updates
+
+    def renorm_average(moving: Any, values: Any) -> Any:
+        return equations.decayed_all(xp, moving, values, _renorm_decay(rule), applied, ones)
+
+    chosen = plain if rule.statistics == "cumulative" else average
+    new = _averaged(xp, rule, state, batches, stored, chosen, renorm_average, times)
+    return {name: xp.where(times > 0, new[name], old) for name, old in state.items()}, skipped
+
+
+def _applied(xp: Any, rule: Rule, batch: Moments, stored: Any) -> tuple[Any, Any]:
+    finite = xp.where(xp.isfinite(batch.mean), xp.isfinite(stored), False)
+    counted = xp.where(finite, batch.count, batch.count) > 1  # of the arrays' shape, also where count is one number
+    skipped = xp.where(finite, False, counted) if rule.guard else xp.where(finite, False, False)
+    return xp.where(skipped, False, counted), skipped
+
+
+def _averaged(
+    xp: Any,
+    rule: Rule,
+    state: State,
+    batch: Moments,
+    stored: Any,
+    average: Average,
+    renorm_average: Average,
+    times: Any = 1,
+) -> State:
     new: State = {
-        "moving_mean": equations.decayed(state["moving_mean"], batch.mean, decay),
-        "moving_variance": equations.decayed(state["moving_variance"], stored, decay),
+        "moving_mean": average(state["moving_mean"], batch.mean),
+        "moving_variance": average(state["moving_variance"], stored),
     }
     if "remaining" in state:
-        new["remaining"] = state["remaining"] * rule.decay
+        new["remaining"] = state["remaining"] * rule.decay**times
     if "updates" in state:
-        new["updates"] = state["updates"] + 1
-    if rule.renorm is not None:
-        new |= _renormed(xp, rule, rule.renorm, state, batch, decay)
+        new["updates"] = state["updates"] + times
+    if rule.renorm is None:
+        return new
+    # With renorm the standard deviation is averaged, not the variance, as Keras does; the variance follows from it.
+    std = xp.sqrt(batch.variance + rule.epsilon)
+    stored_std = xp.sqrt(stored + rule.epsilon) if rule.ddof else std
+    new["moving_stddev"] = average(state["moving_stddev"], stored_std)
+    new["moving_variance"] = _variance_of(xp, rule, new["moving_stddev"])
+    new["renorm_mean"] = renorm_average(state["renorm_mean"], batch.mean)
+    new["renorm_stddev"] = renorm_average(state["renorm_stddev"], std)
     return new
 
 
-def _renormed(xp: Any, rule: Rule, renorm: Renorm, state: State, batch: Moments, decay: Any) -> State:
-    # With renorm the standard deviation is averaged, not the variance, as Keras does; the variance follows from it.
-    std = xp.sqrt(batch.variance + rule.epsilon)
-    moving_std = equations.decayed(state["moving_stddev"], std, decay)
-    variance = moving_std * moving_std - rule.epsilon
-    return {
-        "moving_stddev": moving_std,
-        "moving_variance": xp.where(variance < 0, 0 * variance, variance),
-        "renorm_mean": equations.decayed(state["renorm_mean"], batch.mean, renorm.decay),
-        "renorm_stddev": equations.decayed(state["renorm_stddev"], std, renorm.decay),
-    }
+def _renorm_decay(rule: Rule) -> float:
+    assert rule.renorm is not None
+    return rule.renorm.decay
+
+
+def _variance_of(xp: Any, rule: Rule, std: Any) -> Any:
+    return _not_negative(xp, std * std - rule.epsilon)
+
+
+def _not_negative(xp: Any, variance: Any) -> Any:
+    return xp.where(variance < 0, 0 * variance, variance)

@@ -1,0 +1,5 @@
+"""`BatchNormalization` for Keras 3 and what goes with it. Importing this module registers the layer for loading."""
+
+from batchnorm.layers.keras import BatchNormalization
+
+__all__ = ["BatchNormalization"]

@@ -1,0 +1,139 @@
+"""Training-mode normalization over `keras.ops`, forward and backward, for a backend's custom gradient to carry.
+
+Everything that is static lives in a `How`; everything else in the arguments. ``x`` comes and goes in its own type and
+is widened inside, so that half precision is what is kept for the backward pass.
+"""
+
+# Keras ships no type information.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from batchnorm.core import equations, training
+from batchnorm.core.equations import Limits, Moments
+
+__all__ = ["Fixed", "How", "Kept", "Outputs", "backward", "forward", "statistics"]
+
+Collective = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What is static about one application.
+
+    ``axes`` are reduced; ``count`` is the elements of each channel, None where the data tell (a mask, a shape that is
+    not known yet, other replicas). ``parts`` says
+    that axis 0 holds virtual batches (kept, but shared by gamma). ``wide`` is the type of the arithmetic, ``narrow``
+    that of the output. ``limits`` asks for renorm. ``gather`` stacks an array of every replica along axis 0, ``total``
+    sums it over the replicas; both are None where nothing is synchronised.
+    """
+
+    axes: tuple[int, ...]
+    epsilon: float
+    wide: str
+    narrow: str
+    count: int | None = None
+    parts: bool = False
+    limits: Limits | None = None
+    gather: Collective | None = None
+    total: Collective | None = None
+
+
+class Fixed(NamedTuple):
+    """Arrays without a gradient, of the rank of ``x``; None where not needed."""
+
+    mask: Any = None
+    count: Any = None
+    mean: Any = None
+    variance: Any = None
+    renorm_mean: Any = None
+    renorm_std: Any = None
+
+
+class Outputs(NamedTuple):
+    """``y`` and the batch's moments; ``count`` is None where it is static."""
+
+    y: Any
+    high: Any
+    low: Any
+    variance: Any
+    count: Any
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs beside ``x``, ``gamma`` and the mask: all of the channels' size."""
+
+    high: Any
+    low: Any
+    inverse: Any
+    count: Any
+    r: Any = None
+    d: Any = None
+
+
+def statistics(how: How, wide: Any, fixed: Fixed) -> Moments:
+    """The moments that normalise: of the batch, of all replicas' batches, or the moving ones where nothing counts."""
+    if how.count is not None:
+        return equations.moments(ops, wide, how.axes, max(how.count, 1))._replace(count=how.count)
+    batch = equations.moments(ops, wide, how.axes, _positive(fixed.count), fixed.mask)._replace(count=fixed.count)
+    if how.gather is not None:
+        batch = _merged(batch, how.gather)
+    return training.or_moving(ops, batch, fixed.mean, fixed.variance)
+
+
+def forward(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> tuple[Outputs, Kept]:
+    """``gamma * (x_hat*r + d) + beta`` and what else the layer and the backward pass need."""
+    wide = ops.cast(x, how.wide)
+    batch = statistics(how, wide, fixed)
+    kept = _kept(how, batch, fixed)
+    x_hat = equations.standardize(wide, kept.high, kept.low, kept.inverse)
+    corrected = x_hat if kept.r is None else x_hat * kept.r + kept.d
+    y = ops.cast(equations.affine(corrected, gamma, beta), how.narrow)
+    return Outputs(y, batch.high, batch.low, batch.variance, None if how.count is not None else batch.count), kept
+
+
+def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> tuple[Any, Any, Any]:
+    """The gradients of ``x``, ``gamma`` and ``beta``, in closed form.
+
+    A replica's gamma and beta get the replica's own sums, which the training loop adds up as it does for any weight;
+    its input gets the sums over all replicas.
+    """
+    grad = ops.cast(grad, how.wide)
+    x_hat = equations.standardize(ops.cast(x, how.wide), kept.high, kept.low, kept.inverse)
+    sums = equations.parameter_gradients(ops, grad, x_hat, how.axes)
+    everywhere = sums if how.total is None else tuple(ops.unstack(how.total(ops.stack(sums)), axis=0))
+    scale = kept.inverse if gamma is None else kept.inverse * gamma
+    scale = scale if kept.r is None else scale * kept.r
+    dx = equations.input_gradient(ops, grad, x_hat, scale, everywhere, kept.count, mask)
+    through_gamma = sums[1] if kept.r is None else sums[1] * kept.r + sums[0] * kept.d
+    return ops.cast(dx, x.dtype), _over_parts(how, through_gamma), _over_parts(how, sums[0])
+
+
+def _kept(how: How, batch: Moments, fixed: Fixed) -> Kept:
+    inverse = equations.inv_std(ops, batch.variance, how.epsilon)
+    count = _positive(batch.count) if how.count is None else max(how.count, 1)
+    if how.limits is None:
+        return Kept(batch.high, batch.low, inverse, count)
+    r, d = equations.renorm(ops, batch, fixed.renorm_mean, fixed.renorm_std, how.epsilon, how.limits)
+    return Kept(batch.high, batch.low, inverse, count, ops.stop_gradient(r), ops.stop_gradient(d))
+
+
+def _positive(count: Any) -> Any:
+    return ops.where(count > 0, count, 0 * count + 1)
+
+
+def _merged(batch: Moments, gather: Collective) -> Moments:
+    # One collective for all four numbers. Every replica calls it, also one without a single element.
+    count = ops.broadcast_to(batch.count, batch.high.shape)
+    rows = gather(ops.expand_dims(ops.stack([count, batch.high, batch.low, batch.variance]), 0))
+    return equations.merge_all(ops, Moments(*(rows[:, i] for i in range(4))))
+
+
+def _over_parts(how: How, sums: Any) -> Any:
+    return ops.sum(sums, axis=0, keepdims=True) if how.parts else sums

@@ -1,0 +1,22 @@
+"""What Keras does not give alike on every backend: a custom gradient of several outputs, and collectives.
+
+Each module has the same three names. ``train(how, x, gamma, beta, fixed) -> Outputs`` is `apply.forward` with the
+gradient of `apply.backward`. ``collectives() -> (gather, total)`` are those of `apply.How`, or two times None where
+there is a single replica. ``COUNTED_IN_STATE`` says whether a count that changes inside a compiled step must be among
+the layer's variables. Only the module of the running backend is ever imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import keras
+
+__all__ = ["running"]
+
+
+def running() -> Any:
+    """The module of the backend that Keras runs on."""
+    name: str = keras.backend.backend()
+    return importlib.import_module(f"{__name__}.{name if name in ('tensorflow', 'jax', 'torch') else 'others'}")

@@ -1,0 +1,19 @@
+"""Backends without gradients (NumPy, OpenVINO): the forward pass alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchnorm.layers.keras.apply import Fixed, How, Outputs, forward
+
+COUNTED_IN_STATE = False
+
+
+def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
+    """Normalise with the batch's statistics."""
+    return forward(how, x, gamma, beta, fixed)[0]
+
+
+def collectives() -> tuple[None, None]:
+    """No replicas."""
+    return None, None

@@ -1,0 +1,51 @@
+"""TensorFlow: `tf.custom_gradient`; its inner operations are on the outer tape too, so second derivatives are right."""
+
+# TensorFlow ships no type information.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from batchnorm.layers.keras.apply import Collective, Fixed, How, Outputs, backward, forward
+
+COUNTED_IN_STATE = False
+
+
+def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
+    """Normalise with the batch's statistics, gradients in closed form."""
+    present = [gamma is not None, beta is not None]
+
+    @tf.custom_gradient
+    def apply(x: Any, *parameters: Any) -> Any:
+        given = iter(parameters)
+        g, b = (next(given) if there else None for there in present)
+        outputs, kept = forward(how, x, g, b, fixed)
+
+        def gradient(grad: Any, *_: Any) -> list[Any]:
+            dx, *sums = backward(how, grad, x, g, fixed.mask, kept)
+            return [dx, *(s for s, there in zip(sums, present, strict=True) if there)]
+
+        return [value for value in outputs if value is not None], gradient
+
+    outputs = apply(x, *(p for p in (gamma, beta) if p is not None))
+    return Outputs(*outputs, *([None] * (5 - len(outputs))))
+
+
+def collectives() -> tuple[Collective | None, Collective | None]:
+    """Over the replicas of the running `tf.distribute` strategy."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return None, None
+    return _gather, _total
+
+
+def _gather(value: Any) -> Any:
+    return tf.distribute.get_replica_context().all_gather(value, axis=0)
+
+
+def _total(value: Any) -> Any:
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)

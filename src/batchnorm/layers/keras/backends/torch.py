@@ -1,0 +1,84 @@
+"""PyTorch: an autograd function with several outputs, which `keras.ops.custom_gradient` cannot have.
+
+What the forward pass keeps is not connected to the input. A second derivative needs that connection, so the backward
+pass recomputes the statistics from the input when it is itself recorded (``create_graph=True``).
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from batchnorm.core import equations
+from batchnorm.errors import Refused
+from batchnorm.layers.keras.apply import Collective, Fixed, How, Kept, Outputs, backward, forward, statistics
+
+COUNTED_IN_STATE = False
+
+
+class _Train(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, how: How, x: Any, gamma: Any, beta: Any, *fixed: Any) -> tuple[Any, ...]:
+        outputs, kept = forward(how, x, gamma, beta, Fixed(*fixed))
+        ctx.how, ctx.has_beta = how, beta is not None
+        tensors = [value for value in kept if isinstance(value, torch.Tensor)]
+        ctx.static_count = kept.count if isinstance(kept.count, int) else None
+        ctx.kept_names = [n for n, v in zip(kept._fields, kept, strict=True) if isinstance(v, torch.Tensor)]
+        ctx.save_for_backward(x, gamma, *fixed, *tensors)
+        ctx.mark_non_differentiable(*(value for value in outputs[1:] if value is not None))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
+        x, gamma, *rest = ctx.saved_tensors
+        fixed, tensors = Fixed(*rest[:6]), rest[6:]
+        kept = _again(ctx, dict(zip(ctx.kept_names, tensors, strict=True)))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            kept = _connected(ctx.how, x, fixed, kept)
+        dx, dgamma, dbeta = backward(ctx.how, grad, x, gamma, fixed.mask, kept)
+        parameters = (None if gamma is None else dgamma, dbeta if ctx.has_beta else None)
+        return None, dx, *parameters, *([None] * len(fixed))
+
+
+def _again(ctx: Any, named: dict[str, Any]) -> Kept:
+    if ctx.static_count is not None:
+        named["count"] = ctx.static_count
+    return Kept(**named)
+
+
+def _connected(how: How, x: Any, fixed: Fixed, kept: Kept) -> Kept:
+    if how.total is not None:
+        raise Refused(
+            "BatchNormalization: a second derivative through statistics that are synchronised over processes is not "
+            "available. Take it with synchronized=False, or on one process with the whole batch."
+        )
+    batch = statistics(how, x.to(kept.high.dtype), fixed)
+    return kept._replace(high=batch.high, low=batch.low, inverse=equations.inv_std(torch, batch.variance, how.epsilon))
+
+
+def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
+    """Normalise with the batch's statistics, gradients in closed form."""
+    return Outputs(*_Train.apply(how, x, gamma, beta, *fixed))
+
+
+def collectives() -> tuple[Collective | None, Collective | None]:
+    """Over the processes of the default group."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None, None
+    return _gather, _total
+
+
+def _gather(value: Any) -> Any:
+    rows = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, value.contiguous())
+    return torch.cat(rows)
+
+
+def _total(value: Any) -> Any:
+    value = value.contiguous().clone()
+    dist.all_reduce(value)
+    return value
