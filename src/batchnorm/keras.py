@@ -1,5 +1,5 @@
 """`BatchNormalization` for Keras 3 and what goes with it. Importing this module registers the layer for loading."""
 
-from batchnorm.layers.keras import BatchNormalization
+from batchnorm.layers.keras import BatchNormalization, convert, freeze, unfreeze
 
-__all__ = ["BatchNormalization"]
+__all__ = ["BatchNormalization", "convert", "freeze", "unfreeze"]

@@ -106,7 +106,7 @@ def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> 
     """
     grad = ops.cast(grad, how.wide)
     x_hat = equations.standardize(ops.cast(x, how.wide), kept.high, kept.low, kept.inverse)
-    sums = equations.parameter_gradients(ops, grad, x_hat, how.axes)
+    sums = equations.parameter_gradients(ops, grad, x_hat, how.axes, mask)
     everywhere = sums if how.total is None else tuple(ops.unstack(how.total(ops.stack(sums)), axis=0))
     scale = kept.inverse if gamma is None else kept.inverse * gamma
     scale = scale if kept.r is None else scale * kept.r

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -56,10 +55,17 @@ def counted(x: Any, mask: Any, axes: tuple[int, ...], dtype: str) -> tuple[int |
         return None, ops.sum(ops.cast(mask, dtype), axis=axes, keepdims=True)
     lengths = [static_shape(x)[i] for i in axes]
     if None not in lengths:
-        return math.prod(n for n in lengths if n is not None), None
+        return _product(lengths, 1), None
     known = ops.shape(x)
-    count = math.prod(ops.cast(known[i], dtype) for i in axes)
+    count = _product([ops.cast(known[i], dtype) for i in axes], 1)
     return None, ops.reshape(count, (1,) * len(x.shape))
+
+
+def _product(values: list[Any], start: Any) -> Any:
+    # Not math.prod: torch.compile cannot trace it.
+    for value in values:
+        start = start * value
+    return start
 
 
 def in_parts(x: Any, mask: Any, size: int, kept: tuple[int, ...]) -> Parts:

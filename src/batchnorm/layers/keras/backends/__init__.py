@@ -3,7 +3,8 @@
 Each module has the same three names. ``train(how, x, gamma, beta, fixed) -> Outputs`` is `apply.forward` with the
 gradient of `apply.backward`. ``collectives() -> (gather, total)`` are those of `apply.How`, or two times None where
 there is a single replica. ``COUNTED_IN_STATE`` says whether a count that changes inside a compiled step must be among
-the layer's variables. Only the module of the running backend is ever imported.
+the layer's variables. Only the module of the backend that Keras runs on, `running`, is
+ever imported.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from typing import Any
 
 import keras
 
-__all__ = ["running"]
+__all__ = ["BACKEND", "running"]
 
-
-def running() -> Any:
-    """The module of the backend that Keras runs on."""
-    name: str = keras.backend.backend()
-    return importlib.import_module(f"{__name__}.{name if name in ('tensorflow', 'jax', 'torch') else 'others'}")
+BACKEND: str = keras.backend.backend()
+_NAME = BACKEND if BACKEND in ("tensorflow", "jax", "torch") else "others"
+# Once, here: an import inside a call is what torch.compile cannot trace.
+running: Any = importlib.import_module(f"{__name__}.{_NAME}")

@@ -28,20 +28,20 @@ class _Train(torch.autograd.Function):
         tensors = [value for value in kept if isinstance(value, torch.Tensor)]
         ctx.static_count = kept.count if isinstance(kept.count, int) else None
         ctx.kept_names = [n for n, v in zip(kept._fields, kept, strict=True) if isinstance(v, torch.Tensor)]
-        ctx.save_for_backward(x, gamma, *fixed, *tensors)
+        ctx.save_for_backward(x, gamma, *fixed[:4], *tensors)
         ctx.mark_non_differentiable(*(value for value in outputs[1:] if value is not None))
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
         x, gamma, *rest = ctx.saved_tensors
-        fixed, tensors = Fixed(*rest[:6]), rest[6:]
+        fixed, tensors = Fixed(*rest[:4]), rest[4:]
         kept = _again(ctx, dict(zip(ctx.kept_names, tensors, strict=True)))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             kept = _connected(ctx.how, x, fixed, kept)
         dx, dgamma, dbeta = backward(ctx.how, grad, x, gamma, fixed.mask, kept)
         parameters = (None if gamma is None else dgamma, dbeta if ctx.has_beta else None)
-        return None, dx, *parameters, *([None] * len(fixed))
+        return None, dx, *parameters, *([None] * len(Fixed._fields))
 
 
 def _again(ctx: Any, named: dict[str, Any]) -> Kept:
@@ -62,7 +62,9 @@ def _connected(how: How, x: Any, fixed: Fixed, kept: Kept) -> Kept:
 
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     """Normalise with the batch's statistics, gradients in closed form."""
-    return Outputs(*_Train.apply(how, x, gamma, beta, *fixed))
+    # The layer updates its variables in place after this; what is kept for the backward pass must not change.
+    mean, variance = (None if v is None else v.clone() for v in (fixed.mean, fixed.variance))
+    return Outputs(*_Train.apply(how, x, gamma, beta, *fixed._replace(mean=mean, variance=variance)))
 
 
 def collectives() -> tuple[Collective | None, Collective | None]:
