@@ -1,4 +1,4 @@
-"""`convert` swaps the batch normalizations of a model for ours; `freeze` and `unfreeze` work on those of a live model."""
+"""`convert` swaps the batch normalizations of a model for ours; `freeze` and `unfreeze` work on a live model's."""
 
 # Keras ships no type information.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -149,6 +149,7 @@ class _Converter:
                 "class a get_config that returns its arguments, or convert a subclassed model, which is not cloned."
             ) from error
         if isinstance(new, keras.layers.Layer):
+            _keep_names(layer, new)
             replace_layers(new, self.swap)
         return new
 
@@ -176,6 +177,12 @@ class _Converter:
 def _is_graph(layer: Any) -> bool:
     # A subclass of Sequential or of a functional model may do anything in its call: it is not cloned.
     return type(layer) in (keras.Sequential, keras.Model, keras.src.models.Functional)
+
+
+def _keep_names(old: Any, new: Any) -> None:
+    # Layers that a layer makes itself, without a name, are counted through the process: the clone's would differ.
+    for a, b in zip(_flat(old), _flat(new), strict=True):
+        b.name = a.name
 
 
 def _copy_state(old: Any, new: Any) -> None:

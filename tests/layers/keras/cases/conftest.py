@@ -1,0 +1,30 @@
+import keras
+import numpy as np
+import pytest
+
+# Said by the frameworks about themselves, at import or while they compile.
+FOREIGN = [
+    "ignore::DeprecationWarning:tensorflow.*",
+    "ignore::DeprecationWarning:keras.*",
+    "ignore::DeprecationWarning:jax.*",
+    "ignore::DeprecationWarning:torch.*",
+    "ignore::FutureWarning:torch.*",
+    "ignore::UserWarning:torch.*",
+    "ignore:.*np.object.*:FutureWarning",
+    "ignore:unclosed.*:ResourceWarning",
+]
+
+
+def pytest_configure(config):
+    for line in FOREIGN:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
