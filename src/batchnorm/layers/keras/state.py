@@ -119,7 +119,7 @@ class Stateful(keras.layers.Layer):
 
     def _remember(self, state: State, batch: Moments, parts: bool) -> None:
         update = training.update_all if parts else training.update
-        state, skipped = update(ops, self._rule, state, batch)
+        state, skipped = running.updated(update, self._rule, state, batch)
         for name, value in state.items():
             getattr(self, name).assign(value)
         if self._skipped is not None:

@@ -16,6 +16,11 @@ FOREIGN = [
 
 
 def pytest_configure(config):
+    if keras.backend.backend() == "tensorflow":  # before TensorFlow looks at its devices
+        import tensorflow as tf
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     for line in FOREIGN:
         config.addinivalue_line("filterwarnings", line)
 

@@ -183,7 +183,8 @@ def test_ghost_statistics_update_once_per_part(rng):
     y = array(whole(x, training=True))
     parts = [array(alone(x[i : i + 3], training=True)) for i in (0, 3)]
     with pytest.warns(UserWarning, match="one element"):
-        parts.append(array(alone(x[6:], training=True)))
+        last = alone(x[6:], training=True)
+    parts.append(array(last))
     np.testing.assert_allclose(y, np.concatenate(parts), atol=1e-6)
     for name, value in state(alone).items():
         np.testing.assert_allclose(state(whole)[name], value, rtol=1e-6, atol=1e-8)

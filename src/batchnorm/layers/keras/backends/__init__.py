@@ -1,10 +1,10 @@
 """What Keras does not give alike on every backend: a custom gradient of several outputs, and collectives.
 
-Each module has the same three names. ``train(how, x, gamma, beta, fixed) -> Outputs`` is `apply.forward` with the
+Each module has the same four names. ``train(how, x, gamma, beta, fixed) -> Outputs`` is `apply.forward` with the
 gradient of `apply.backward`. ``collectives() -> (gather, total)`` are those of `apply.How`, or two times None where
-there is a single replica. ``COUNTED_IN_STATE`` says whether a count that changes inside a compiled step must be among
-the layer's variables. Only the module of the backend that Keras runs on, `running`, is
-ever imported.
+there is a single replica. ``updated(update, rule, state, batch)`` calls an update of `core.training`.
+``COUNTED_IN_STATE`` says whether a count that changes inside a compiled step must be among the layer's variables. Only
+the module of the backend that Keras runs on, `running`, is ever imported.
 """
 
 from __future__ import annotations

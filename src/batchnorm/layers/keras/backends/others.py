@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras import ops
+
 from batchnorm.layers.keras.apply import Fixed, How, Outputs, forward
 
 COUNTED_IN_STATE = False
@@ -12,6 +14,11 @@ COUNTED_IN_STATE = False
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     """Normalise with the batch's statistics."""
     return forward(how, x, gamma, beta, fixed)[0]
+
+
+def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
+    """``update`` of `core.training` over `keras.ops`."""
+    return update(ops, rule, state, batch)
 
 
 def collectives() -> tuple[None, None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
+from keras import ops
 
 from batchnorm.layers.keras.apply import Collective, Fixed, How, Outputs, backward, forward
 
@@ -33,6 +34,11 @@ def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
 
     outputs = apply(x, *(p for p in (gamma, beta) if p is not None))
     return Outputs(*outputs, *([None] * (5 - len(outputs))))
+
+
+def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
+    """``update`` of `core.training` over `keras.ops`."""
+    return update(ops, rule, state, batch)
 
 
 def collectives() -> tuple[Collective | None, Collective | None]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from keras import ops
 
 from batchnorm.core import equations
 from batchnorm.errors import Refused
@@ -65,6 +66,11 @@ def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     # The layer updates its variables in place after this; what is kept for the backward pass must not change.
     mean, variance = (None if v is None else v.clone() for v in (fixed.mean, fixed.variance))
     return Outputs(*_Train.apply(how, x, gamma, beta, *fixed._replace(mean=mean, variance=variance)))
+
+
+def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
+    """``update`` of `core.training` over `keras.ops`."""
+    return update(ops, rule, state, batch)
 
 
 def collectives() -> tuple[Collective | None, Collective | None]:
