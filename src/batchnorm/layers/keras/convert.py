@@ -194,7 +194,7 @@ def _copy_state(old: Any, new: Any) -> None:
                 b.set_weights(a.get_weights())
             continue
         for mine, theirs in zip(_own_variables(b), _own_variables(a), strict=True):
-            mine.assign(theirs)
+            mine.assign(keras.ops.convert_to_numpy(theirs))  # a copy: JAX gives away the arrays of a trained model
 
 
 def _own_variables(layer: Any) -> list[Any]:

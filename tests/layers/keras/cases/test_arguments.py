@@ -22,7 +22,10 @@ X = np.ones((2, 4, 3), "float32")
         ({"renorm": True, "renorm_clipping": {"dmax": -1.0}}, "must be at least 0; got -1.0"),
         ({"axis": 1.5}, "axis must be an integer or a sequence of integers; got 1.5"),
         ({"statistics": "ema"}, "statistics must be one of 'moving', 'debiased', 'cumulative'; got 'ema'"),
-        ({"statistics": "debiased", "moving_mean_initializer": "ones"}, "must be 'zeros'.*Leave them at their defaults"),
+        (
+            {"statistics": "debiased", "moving_mean_initializer": "ones"},
+            "must be 'zeros'.*Leave them at their defaults",
+        ),
         ({"ddof": 2}, "ddof must be one of 0, 1; got 2"),
         ({"virtual_batch_size": 0}, "virtual_batch_size must be an integer of at least 1; got 0"),
         ({"virtual_batch_size": 4, "axis": 0}, "virtual_batch_size splits axis 0, which holds the channels"),

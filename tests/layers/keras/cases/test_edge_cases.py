@@ -117,9 +117,9 @@ def test_padding_mask_with_one_feature(rng):
     layer(x, training=True, mask=mask)
     np.testing.assert_allclose(state(layer)["moving_mean"], [x[mask].mean()], rtol=1e-5, atol=1e-7)
     if BACKEND != "tensorflow":
-        with pytest.raises((IndexError, ValueError, RuntimeError, TypeError)):
-            theirs = Theirs()
-            theirs(x, training=True, mask=mask)
+        theirs = Theirs()
+        theirs.build(x.shape)
+        with pytest.raises(IndexError):
             theirs(x, training=True, mask=mask)
 
 

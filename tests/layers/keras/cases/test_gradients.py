@@ -133,6 +133,8 @@ def test_padding_that_is_not_finite_stays_out_of_the_gradient(rng):
             return gradient(loss, *values)
 
         got, want = run(gradients, spoiled, gamma, beta), run(gradients, x, gamma, beta)
-        np.testing.assert_allclose(np.where(mask[..., None], got[0], 0), np.where(mask[..., None], want[0], 0), atol=FIRST)
+        np.testing.assert_allclose(
+            np.where(mask[..., None], got[0], 0), np.where(mask[..., None], want[0], 0), atol=FIRST
+        )
         np.testing.assert_allclose(got[1], want[1], atol=FIRST)
         np.testing.assert_allclose(got[2], want[2], atol=FIRST)

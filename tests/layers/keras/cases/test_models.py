@@ -161,6 +161,17 @@ def test_convert_functional(rng):
     assert all(type(layer) is not Ours for layer in model._flatten_layers())
 
 
+@with_training
+def test_the_clone_shares_nothing_with_the_model(rng):
+    model = filled(functional(), rng)
+    x = rng.normal(size=(6, 5, 4)).astype("float32")
+    converted = convert(model)
+    for one in (model, converted):  # on JAX a compiled step consumes the arrays it is given
+        one.compile("sgd", "mse", jit_compile=BACKEND == "jax")
+        one.fit(x, np.zeros((6, 5, 3)), epochs=1, verbose=0)
+    assert np.isfinite(outputs(model, x)).all()
+
+
 def test_convert_with_debiased_statistics_keeps_the_outputs(rng):
     model = filled(functional(), rng)
     x = rng.normal(size=(6, 5, 4)).astype("float32")

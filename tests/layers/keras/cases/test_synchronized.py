@@ -37,10 +37,6 @@ KWARGS = [{}, {"renorm": True}, {"statistics": "debiased"}]
 def test_tensorflow_replicas(kwargs, masked, sizes):
     import tensorflow as tf
 
-    devices = tf.config.list_physical_devices("CPU")
-    if len(tf.config.list_logical_devices("CPU")) < 2:
-        pytest.skip("needs two logical devices")
-    assert devices
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     x, weight, mask = data()
     with strategy.scope():
@@ -69,10 +65,8 @@ def test_tensorflow_replicas(kwargs, masked, sizes):
 
     y, dx, dgamma, dbeta = (strategy.experimental_local_results(v) for v in everywhere(given))
     expected = step(alone, *(tf.constant(v) for v in (x, weight, mask)))
-    for got, want in zip(
-        (np.concatenate(y), np.concatenate(dx), sum(dgamma), sum(dbeta)), expected, strict=True
-    ):
-        np.testing.assert_allclose(got, want, atol=20 * TOLERANCE)
+    for got, want in zip((np.concatenate(y), np.concatenate(dx), sum(dgamma), sum(dbeta)), expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=TOLERANCE * max(20, np.abs(want).max()))
     for name, value in state(alone).items():
         np.testing.assert_allclose(state(layer)[name], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
 
@@ -81,8 +75,6 @@ def test_tensorflow_replicas(kwargs, masked, sizes):
 def test_tensorflow_fit_on_two_replicas():
     import tensorflow as tf
 
-    if len(tf.config.list_logical_devices("CPU")) < 2:
-        pytest.skip("needs two logical devices")
     x, _, _ = data()
     results = []
     for strategy in (tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), tf.distribute.get_strategy()):
@@ -194,7 +186,7 @@ def test_torch_processes():
             joined = [np.concatenate([g[0][i] for g in got]) for i in (0, 1)]
             summed = [sum(g[0][i] for g in got) for i in (2, 3)]
             for mine, want in zip((*joined, *summed), expected, strict=True):
-                np.testing.assert_allclose(mine, want, atol=20 * TOLERANCE)
+                np.testing.assert_allclose(mine, want, atol=TOLERANCE * max(20, np.abs(want).max()))
             for _, mine in got:
                 for name, value in final.items():
                     np.testing.assert_allclose(mine[name], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)

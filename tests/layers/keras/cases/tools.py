@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-import numpy as np
 import pytest
 from keras import ops
 
@@ -50,7 +49,9 @@ def gradient(function, *values):
         return tape.gradient(result, values)
     import torch
 
-    values = [v if isinstance(v, torch.Tensor) and v.requires_grad else torch.tensor(v, requires_grad=True) for v in values]
+    values = [
+        v if isinstance(v, torch.Tensor) and v.requires_grad else torch.tensor(v, requires_grad=True) for v in values
+    ]
     return torch.autograd.grad(function(*values), values, create_graph=True)
 
 
