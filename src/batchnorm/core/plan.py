@@ -5,13 +5,10 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TypeVar
-
+from typing import Any
 from batchnorm.errors import ArgumentError
 
 __all__ = ["Plan", "mask_shape", "plan"]
-
-Length = TypeVar("Length", int, int | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +67,8 @@ def plan(shape: tuple[int, ...], axis: int | tuple[int, ...], who: str = "batch_
 
 
 def mask_shape(
-    mask: tuple[Length, ...], shape: tuple[Length, ...], kept: tuple[int, ...], who: str = "batch_norm"
-) -> tuple[tuple[Length, ...], tuple[Length, ...]]:
+    mask: tuple[Any, ...], shape: tuple[Any, ...], kept: tuple[int, ...], who: str = "batch_norm"
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """How a mask lies over an input: its shape at the input's rank, and the shape it is broadcast to.
 
     A mask of the input's rank has length 1 on the channel axes; any other has the input's axes less the channel axes.

@@ -12,6 +12,9 @@ FOREIGN = [
     "ignore::UserWarning:torch.*",
     "ignore:.*np.object.*:FutureWarning",
     "ignore:unclosed.*:ResourceWarning",
+    # Keras on NumPy runs layers on uninitialised memory to learn their shapes, and warns of what comes out.
+    "ignore:Layer .* looks like it has unbuilt state:UserWarning",
+    "ignore:.*encountered in.*:RuntimeWarning:keras.*",
 ]
 
 
