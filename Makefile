@@ -22,7 +22,7 @@ demo: $(VENV)/.light
 	$(BIN)/batchnorm explain examples/question.keras --x 1,5 --expect -1,1
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.tests
 	$(BIN)/ruff check .

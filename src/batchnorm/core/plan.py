@@ -6,6 +6,7 @@ import functools
 import math
 from dataclasses import dataclass
 from typing import Any
+
 from batchnorm.errors import ArgumentError
 
 __all__ = ["Plan", "mask_shape", "plan"]
