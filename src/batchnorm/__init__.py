@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchnorm.api import explain, explain_arrays, list_layers, load
+    from batchnorm.comparing import diff
     from batchnorm.core.accumulator import Accumulator, merge_moments
     from batchnorm.core.ops import batch_norm, batch_norm_grad, moments, normalize
     from batchnorm.errors import (
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "batch_norm",
     "batch_norm_grad",
+    "diff",
     "explain",
     "explain_arrays",
     "list_layers",
@@ -51,6 +53,7 @@ __all__ = [
 
 HOMES = {
     "api": ("explain", "explain_arrays", "list_layers", "load"),
+    "comparing": ("diff",),
     "core.accumulator": ("Accumulator", "merge_moments"),
     "core.ops": ("batch_norm", "batch_norm_grad", "moments", "normalize"),
     "errors": (

@@ -144,6 +144,25 @@ def explain_command(
     return CLEAN
 
 
+@program.command("diff", epilog=MODEL_HELP)
+@click.argument("a")
+@click.argument("b")
+@click.option("--eps", type=float, metavar="E", help="The epsilon, where a file holds none.")
+@_output_options
+def diff_command(a: str, b: str, eps: float | None, form: str, as_json: bool, wide: bool) -> int:
+    """What differs between models A and B, and how far it moves the output.
+
+    Layers are paired across formats by values, names and order. Exit status 1 if anything differs that changes an
+    output. Nothing is run.
+    """
+    from batchnorm.comparing import diff
+
+    with _stdout_kept():
+        found = diff(_opened(a), _opened(b), epsilon=eps)
+    _print(found, form, as_json, wide)
+    return FINDINGS if found.changes_output else CLEAN
+
+
 @program.command("demo")
 @_output_options
 def demo_command(form: str, as_json: bool, wide: bool) -> int:

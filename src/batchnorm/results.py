@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from batchnorm.analysis.difference import LayerPair
 from batchnorm.analysis.explanation import LayerExplanation
 from batchnorm.analysis.reasons import verdict
 from batchnorm.analysis.signs import effective_scale, epsilon_dominated, signs_of
 from batchnorm.core.record import ARRAYS, LayerRecord
 from batchnorm.render.document import dumps, plain
 
-__all__ = ["Explanation", "Listing", "ModelInfo", "Result", "record_document"]
+__all__ = ["Diff", "Explanation", "Listing", "ModelInfo", "Result", "record_document"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,27 @@ class Explanation(Result):
             "layers": [_explained(layer) for layer in self.layers],
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Diff(Result):
+    """What differs between two models: pairs of layers with their differences, and the layers without a partner."""
+
+    schema: ClassVar[str] = "batchnorm/diff/1"
+    models: tuple[ModelInfo, ModelInfo]
+    pairs: tuple[LayerPair, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changes_output(self) -> bool:
+        """Whether anything differs that moves an output: a constant that inference uses, or a layer without partner."""
+        return bool(self.only_a or self.only_b) or any(one.changes_output for p in self.pairs for one in p.differences)
+
+    def to_document(self) -> dict[str, Any]:
+        """See `Result`."""
+        return {"schema": self.schema, **plain(self)}
 
 
 def record_document(record: LayerRecord, *, arrays: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ move the cursor, colour the screen or break a line.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -16,14 +16,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .comparison import draw_diff
+from .pieces import Document, add_row, named, print_notes, print_table, printable, short, table
+
 __all__ = ["WIDTH", "console", "draw", "printable", "render"]
 
 WIDTH = 80
 WIDE = 200
 NAME_WIDTH = 22
 """Of the name in a table of 80 columns: a longer one is folded."""
-MOST_NAME = 200
-Document = Mapping[str, Any]
 
 
 def render(document: Document, *, wide: bool = False) -> str:
@@ -60,19 +61,6 @@ def console(*, wide: bool = False) -> Console:
     return found if wide else Console(highlight=False, emoji=False, width=min(found.width, WIDTH))
 
 
-def printable(text: object) -> str:
-    """The text with control characters, line breaks and other unprintable characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-
-
-def named(name: object) -> str:
-    """A layer's name, printable; one of thousands of characters keeps its beginning and its end."""
-    text = printable(name)
-    if len(text) <= MOST_NAME:
-        return text
-    return f"{text[: MOST_NAME // 2]} ... {text[-MOST_NAME // 2 :]} ({len(str(name))} characters)"
-
-
 def draw_list(document: Document, to: Console, wide: bool) -> None:
     """One row a layer."""
     layers = document["layers"]
@@ -81,13 +69,13 @@ def draw_list(document: Document, to: Console, wide: bool) -> None:
         _print_no_layers(document, to)
         return
     columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
-    table = _table([name for name, _ in columns], left=("layer", "worst sign", "mode"), gap=1)
+    drawn = table([name for name, _ in columns], left=("layer", "worst sign", "mode"), gap=1)
     if not wide:
-        table.columns[0].width = min(max(cell_len(named(layer["name"])) for layer in layers), NAME_WIDTH)
+        drawn.columns[0].width = min(max(cell_len(named(layer["name"])) for layer in layers), NAME_WIDTH)
     for layer in layers:
-        _add_row(table, (cell(layer) for _, cell in columns))
-    _print_table(table, to)
-    _print_notes(document, to)
+        add_row(drawn, (cell(layer) for _, cell in columns))
+    print_table(drawn, to)
+    print_notes(document, to)
 
 
 def draw_explain(document: Document, to: Console, wide: bool) -> None:
@@ -96,14 +84,14 @@ def draw_explain(document: Document, to: Console, wide: bool) -> None:
     worked = [layer for layer in layers if layer["explained"]]
     if len(layers) > len(worked):
         to.print(Text(_title(document), style="bold"))
-        table = _table(["layer", "verdict"], left=("layer", "verdict"))
+        drawn = table(["layer", "verdict"], left=("layer", "verdict"))
         for layer in layers:
-            _add_row(table, (named(layer["name"]), layer["verdict"]))
-        _print_table(table, to)
+            add_row(drawn, (named(layer["name"]), layer["verdict"]))
+        print_table(drawn, to)
         to.print()
     for layer in worked:
         _draw_layer(document, layer, to)
-    _print_notes(document, to)
+    print_notes(document, to)
 
 
 def _draw_layer(document: Document, layer: Document, to: Console) -> None:
@@ -118,7 +106,7 @@ def _draw_layer(document: Document, layer: Document, to: Console) -> None:
     to.print(Text("  " + _equation(layer), style="italic"))
     to.print()
     if len(layer["explained"]) > 1:
-        _print_table(_channel_table(layer), to)
+        print_table(_channel_table(layer), to)
         to.print()
     shown = layer["explained"][:ARITHMETIC]
     for channel in shown:
@@ -146,13 +134,13 @@ def _equation(layer: Document) -> str:
 def _channel_table(layer: Document) -> Table:
     names = [n for n in ("gamma", "beta", "moving_mean", "moving_variance") if layer["explained"][0][n] is not None]
     outputs = layer["explained"][0]["values"][:2]
-    table = _table(["channel", *names, *(t for _ in outputs[:1] for t in ("x", "y"))], left=())
+    drawn = table(["channel", *names, *(t for _ in outputs[:1] for t in ("x", "y"))], left=())
     for channel in layer["explained"]:
-        cells = [_short(channel[name]) for name in names]
+        cells = [short(channel[name]) for name in names]
         first = channel["values"][0] if channel["values"] else None
-        outcome = [] if first is None else [_short(first["x"]), _short(first["y"])]
-        _add_row(table, (channel["channel"], *cells, *outcome))
-    return table
+        outcome = [] if first is None else [short(first["x"]), short(first["y"])]
+        add_row(drawn, (channel["channel"], *cells, *outcome))
+    return drawn
 
 
 def _draw_values(layer: Document, channel: Document, to: Console) -> None:
@@ -175,28 +163,28 @@ def _width(values: Sequence[Document]) -> int:
 
 
 def _cells(value: Document) -> tuple[str, ...]:
-    model = () if value["model_y"] is None else (f"{_short(value['model_y'], 8):>13}",)
-    return (_short(value["x"], 8), _output(value), *model, value["formula"])
+    model = () if value["model_y"] is None else (f"{short(value['model_y'], 8):>13}",)
+    return (short(value["x"], 8), _output(value), *model, value["formula"])
 
 
 def _draw_beside(values: Sequence[Document], to: Console) -> None:
     engine = any(value["model_y"] is not None for value in values)
-    table = _table(["x", "y", *(["the model's y"] if engine else []), "arithmetic"], left=("arithmetic",))
+    drawn = table(["x", "y", *(["the model's y"] if engine else []), "arithmetic"], left=("arithmetic",))
     for value in values:
-        model = [_short(value["model_y"], 8)] if engine else []
-        _add_row(table, (_short(value["x"], 8), _output(value), *model, value["formula"]))
-    _print_table(table, to)
+        model = [short(value["model_y"], 8)] if engine else []
+        add_row(drawn, (short(value["x"], 8), _output(value), *model, value["formula"]))
+    print_table(drawn, to)
 
 
 def _draw_below(values: Sequence[Document], to: Console) -> None:
     for value in values:
-        model = "" if value["model_y"] is None else f"   (the model: {_short(value['model_y'], 8)})"
-        to.print(Text(f"  x = {_short(value['x'], 8)}   y = {_output(value)}{model}"))
+        model = "" if value["model_y"] is None else f"   (the model: {short(value['model_y'], 8)})"
+        to.print(Text(f"  x = {short(value['x'], 8)}   y = {_output(value)}{model}"))
         to.print(Padding(Text(value["formula"], style="dim"), (0, 0, 0, 4)))
 
 
 def _output(value: Document) -> str:
-    return "unknown" if value["y"] is None else _short(value["y"], 8)
+    return "unknown" if value["y"] is None else short(value["y"], 8)
 
 
 def _numbered(title: str, sentences: Iterable[str], to: Console) -> None:
@@ -220,7 +208,7 @@ def draw_demo(document: Document, to: Console, wide: bool) -> None:
     losses = document["losses"]
     to.print(
         f"The question's model, trained here without any framework: {document['steps']} steps on random data, "
-        f"loss {_short(losses[0])} to {_short(losses[-1])}."
+        f"loss {short(losses[0])} to {short(losses[-1])}."
     )
     to.print("Its random data is not the asker's, so its digits differ; the arithmetic and the reasons do not.")
     to.print()
@@ -233,38 +221,17 @@ def draw_doctor(document: Document, to: Console, wide: bool) -> None:
     to.print(Text(f"CPU: {printable(document['cpu'])}"))
     to.print(Text(f"GPU: {printable(document['gpu'] or 'none found')}"))
     to.print()
-    engines = _table(["engine", "package", "version"], left=("engine", "package", "version"))
+    engines = table(["engine", "package", "version"], left=("engine", "package", "version"))
     for engine in document["engines"]:
-        _add_row(engines, (engine["name"], engine["package"], engine["version"] or "not installed"))
-    _print_table(engines, to)
+        add_row(engines, (engine["name"], engine["package"], engine["version"] or "not installed"))
+    print_table(engines, to)
     missing = [extra for extra in document["extras"] if not extra["installed"]]
     if missing:
         to.print()
-        table = _table(["missing extra", "what it adds"], left=("missing extra", "what it adds"))
+        drawn = table(["missing extra", "what it adds"], left=("missing extra", "what it adds"))
         for extra in missing:
-            _add_row(table, (f"pip install 'batchnorm[{extra['name']}]'", extra["adds"]))
-        _print_table(table, to)
-
-
-def _table(names: Iterable[str], left: tuple[str, ...], gap: int = 2) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
-    for name in names:
-        table.add_column(Text(name), justify="left" if name in left else "right", overflow="fold")
-    return table
-
-
-def _add_row(table: Table, cells: Iterable[object]) -> None:
-    table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: "[red]" in a name is no markup
-
-
-def _print_table(table: Table, to: Console) -> None:
-    to.print(Padding(table, (0, 0, 0, 2)))
-
-
-def _short(value: Any, significant: int = 4) -> str:
-    if value is None:
-        return "-"
-    return f"{float(value):.{significant}g}"
+            add_row(drawn, (f"pip install 'batchnorm[{extra['name']}]'", extra["adds"]))
+        print_table(drawn, to)
 
 
 def _title(document: Document) -> str:
@@ -279,12 +246,7 @@ def _print_no_layers(document: Document, to: Console) -> None:
     if others:
         names = ", ".join(named(name) for name in others[:12])
         to.print(Text(f"  Its layers: {names}{', ...' if len(others) > 12 else ''}"))
-    _print_notes(document, to)
-
-
-def _print_notes(document: Document, to: Console) -> None:
-    for note in document.get("notes", []):
-        to.print(Text(f"note: {printable(note)}", style="dim"))
+    print_notes(document, to)
 
 
 def _percent(share: Any) -> str:
@@ -292,14 +254,14 @@ def _percent(share: Any) -> str:
 
 
 def _scale(layer: Document, name: str) -> str:
-    return "-" if layer["scale"] is None else _short(layer["scale"][name])
+    return "-" if layer["scale"] is None else short(layer["scale"][name])
 
 
 _LIST_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
     ("layer", lambda layer: named(layer["name"])),
     ("channels", lambda layer: layer["channels"]),
-    ("epsilon", lambda layer: _short(layer["epsilon"])),
-    ("momentum", lambda layer: _short(layer["momentum"])),
+    ("epsilon", lambda layer: short(layer["epsilon"])),
+    ("momentum", lambda layer: short(layer["momentum"])),
     ("updates", lambda layer: "-" if layer["updates"] is None else layer["updates"]),
     ("initial", lambda layer: _percent(layer["initial_weight"])),
     ("worst sign", lambda layer: layer["signs"][0]["text"] if layer["signs"] else "nothing unusual"),
@@ -314,6 +276,7 @@ _WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
 
 DRAWN: dict[str, Callable[[Document, Console, bool], None]] = {
     "list": draw_list,
+    "diff": draw_diff,
     "explain": draw_explain,
     "demo": draw_demo,
     "doctor": draw_doctor,

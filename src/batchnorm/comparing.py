@@ -1,0 +1,104 @@
+"""The Python functions that hold a model against another, or against what it should compute."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from batchnorm.analysis.diff import compare
+from batchnorm.analysis.difference import Comparison
+from batchnorm.api import load
+from batchnorm.core.protocols import Model
+from batchnorm.errors import NoBatchNorm
+from batchnorm.results import Diff, ModelInfo
+
+__all__ = ["diff"]
+
+AXIS_FREE = {"keras", "weights.h5", "weights.json", "hdf5", "hdf5 weights", "numpy"}
+"""Formats that spell axis and mode as Keras does."""
+
+
+def diff(a: Any, b: Any, *, epsilon: float | None = None) -> Diff:
+    """What differs between the batch normalizations of two models, and how far each difference moves the output.
+
+    Layers are paired by their values, then their names, then their order, whatever the formats; nothing is run.
+
+    Parameters
+    ----------
+    a, b : path or object
+        See `load`.
+    epsilon : float, optional
+        As in `load`, for both.
+
+    Returns
+    -------
+    Diff
+        ``.pairs[i].differences`` holds ``what``, the constant on either side, and ``max_output_change``: the maximum
+        of ``abs(y_b(x) - y_a(x))`` when this one constant of ``a`` becomes that of ``b``, for every x within three
+        standard deviations of the channel's moving mean. ``.changes_output`` says whether anything moves an output.
+
+    Raises
+    ------
+    NoBatchNorm
+        One of them holds none.
+    ModelFileError
+        A file that cannot be read as a model.
+
+    Notes
+    -----
+    Float32 spellings of one number are no difference, nor is an absent gamma beside one of ones. Momentum and the
+    divisor of the stored variance move no output in inference, and are listed with a change of 0. A variance that is
+    n/(n-1) of the other in every channel is named ``ddof``; values that went through float16 or bfloat16 are named
+    ``dtype``. An epsilon that one file does not hold has a change of None.
+
+    Examples
+    --------
+    >>> found = diff("examples/question.keras", "examples/question.keras")
+    >>> found.pairs[0].differences, found.changes_output
+    ((), False)
+    """
+    models = [opened(one, epsilon) for one in (a, b)]
+    first, second = models
+    found = compare(first.layers, second.layers, kindred=_family(first) == _family(second))
+    infos = (info(a, first), info(b, second))
+    return Diff(infos, found.pairs, found.only_a, found.only_b, _notes(models, found))
+
+
+def opened(model: Any, epsilon: float | None) -> Model:
+    """The model, read.
+
+    Raises
+    ------
+    NoBatchNorm
+        It holds no batch normalization.
+    """
+    read = load(model, epsilon=epsilon)
+    if not read.layers:
+        raise NoBatchNorm(f"{read.path}: there is no batch normalization in this model.")
+    return read
+
+
+def info(given: Any, read: Model) -> ModelInfo:
+    """Path, format and SHA-256 of a model; the last None for folders and live objects."""
+    from_file = isinstance(given, (str, os.PathLike, Model)) and Path(read.path).is_file()
+    return ModelInfo(read.path, read.format, _sha256(Path(read.path)) if from_file else None)
+
+
+def _sha256(place: Path) -> str:
+    with place.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _family(model: Model) -> str:
+    return "keras" if model.format in AXIS_FREE else model.format
+
+
+def _notes(models: list[Model], found: Comparison) -> tuple[str, ...]:
+    notes = [note for model in models for note in getattr(model, "notes", ())]
+    if all(record.epsilon is None for model in models for record in model.layers):
+        notes.append("Neither model holds an epsilon; the changes were computed with 1e-5. Pass --eps.")
+    if any(pair.paired_by == "order" and pair.differences for pair in found.pairs):
+        notes.append("Neither values nor names of some layers agree; they were paired in their order.")
+    return tuple(notes)
