@@ -54,6 +54,10 @@ def _is_safetensors(found: Found) -> bool:
     return found.head[8:9] == b"{" and int.from_bytes(found.head[:8], "little") < 1 << 40
 
 
+def _is_safetensors_index(found: Found) -> bool:
+    return found.head.lstrip()[:1] == b"{" and b'.safetensors"' in found.head and b"weight_map" in found.head
+
+
 def _is_pickle(found: Found) -> bool:
     return found.head[:1] == b"\x80" and found.head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
@@ -69,13 +73,14 @@ FORMATS = (
     Format("PyTorch", _is_torch_zip, None),
     Format("Keras", _is_zip, "keras_file:read_zip"),
     Format("HDF5", _is_hdf5, "hdf5_model:read"),
+    Format("safetensors", _is_safetensors_index, "safetensors:read_index"),
     Format("sharded Keras weights", lambda found: found.head.lstrip()[:1] == b"{", "keras_file:read_shards"),
-    Format("safetensors", _is_safetensors, None),
+    Format("safetensors", _is_safetensors, "safetensors:read"),
     Format("PyTorch", _is_pickle, None),
     Format("TensorFlow Lite", lambda found: found.head[4:8] == b"TFL3", None),
     Format("ONNX", _is_onnx, None),
 )
-READ = "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5 or .hdf5"
+READ = "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5 or .safetensors"
 
 
 def open_model(path: str | os.PathLike[str], *, epsilon: float | None = None) -> ModelFile:
