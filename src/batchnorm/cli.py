@@ -19,9 +19,9 @@ MOST_MESSAGE = 1000
 CLEAN, FINDINGS, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 MODEL_HELP = """
-MODEL is a .keras, .weights.h5, .h5 or .hdf5 file, an unzipped .keras folder,
-or package.module:name, a live object or a factory without arguments. Reading a
-file executes nothing of it; --data runs its graph in Keras with safe_mode on,
+MODEL is a .keras, .weights.h5, .h5, .hdf5 or .safetensors file, an unzipped
+.keras folder, or package.module:name, a live object or a factory without
+arguments. Reading a file executes nothing of it; --data runs its graph in Keras with safe_mode on,
 and package.module:name runs your own code."""
 
 
