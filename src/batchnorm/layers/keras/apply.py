@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from batchnorm.core import equations, training
@@ -66,6 +67,10 @@ class Outputs(NamedTuple):
     count: Any
 
 
+REFINE = keras.backend.backend() not in ("jax", "torch")
+"""TensorFlow and NumPy add one number after another: see `equations.moments`."""
+
+
 class Kept(NamedTuple):
     """What the backward pass needs beside ``x``, ``gamma`` and the mask: all of the channels' size."""
 
@@ -80,8 +85,9 @@ class Kept(NamedTuple):
 def statistics(how: How, wide: Any, fixed: Fixed) -> Moments:
     """The moments that normalise: of the batch, of all replicas' batches, or the moving ones where nothing counts."""
     if how.count is not None:
-        return equations.moments(ops, wide, how.axes, max(how.count, 1))._replace(count=how.count)
-    batch = equations.moments(ops, wide, how.axes, _positive(fixed.count), fixed.mask)._replace(count=fixed.count)
+        return equations.moments(ops, wide, how.axes, max(how.count, 1), refine=REFINE)._replace(count=how.count)
+    count = _positive(fixed.count)
+    batch = equations.moments(ops, wide, how.axes, count, fixed.mask, refine=REFINE)._replace(count=fixed.count)
     if how.gather is not None:
         batch = _merged(batch, how.gather)
     return training.or_moving(ops, batch, fixed.mean, fixed.variance)
