@@ -135,6 +135,7 @@ RECORD_KEYS = (
     "updates_source",
     "updates_doubt",
     "initial_weight",
+    "source",
 )
 
 

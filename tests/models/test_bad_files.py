@@ -82,7 +82,6 @@ def test_missing_empty_and_unknown(tmp_path):
     [
         ("m.pt", b"\x80\x02}q\x00.", "PyTorch"),
         ("m.tflite", b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite"),
-        ("m.onnx", b"\x08\x07\x12\x07pytorch", "ONNX"),
     ],
 )
 def test_known_formats_that_are_not_read(tmp_path, name, head, word):

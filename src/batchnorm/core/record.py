@@ -66,6 +66,8 @@ class LayerRecord:
     renorm : bool
         Batch renormalization: the standard deviation is averaged, not the variance, so that no number of updates tells
         how much of the initial variance is left.
+    source : str or None
+        The line of the user's code that called the layer, where an exporter left it in the file.
     """
 
     name: str
@@ -91,6 +93,7 @@ class LayerRecord:
     initial_mean: float | None = 0.0
     initial_variance: float | None = 1.0
     renorm: bool = False
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if (self.epsilon is None) != (self.epsilon_source == "unknown"):

@@ -78,9 +78,9 @@ FORMATS = (
     Format("safetensors", _is_safetensors, "safetensors:read"),
     Format("PyTorch", _is_pickle, None),
     Format("TensorFlow Lite", lambda found: found.head[4:8] == b"TFL3", None),
-    Format("ONNX", _is_onnx, None),
+    Format("ONNX", _is_onnx, "onnx_file:read"),
 )
-READ = "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5 or .safetensors"
+READ = "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5, .onnx or .safetensors"
 
 
 def open_model(path: str | os.PathLike[str], *, epsilon: float | None = None) -> ModelFile:

@@ -69,7 +69,7 @@ def draw_list(document: Document, to: Console, wide: bool) -> None:
         _print_no_layers(document, to)
         return
     columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
-    drawn = table([name for name, _ in columns], left=("layer", "worst sign", "mode"), gap=1)
+    drawn = table([name for name, _ in columns], left=("layer", "worst sign", "mode", "source"), gap=1)
     if not wide:
         drawn.columns[0].width = min(max(cell_len(named(layer["name"])) for layer in layers), NAME_WIDTH)
     for layer in layers:
@@ -272,6 +272,7 @@ _WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
     ("median", lambda layer: _scale(layer, "median")),
     ("max", lambda layer: _scale(layer, "max")),
     ("< 10 epsilon", lambda layer: "-" if layer["epsilon_dominated"] is None else layer["epsilon_dominated"]),
+    ("source", lambda layer: layer["source"] or "-"),
 )
 
 DRAWN: dict[str, Callable[[Document, Console, bool], None]] = {
