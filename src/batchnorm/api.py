@@ -33,8 +33,9 @@ def load(model: Any, *, epsilon: float | None = None) -> Model:
     Parameters
     ----------
     model : path or object
-        A ``.keras``, ``.weights.h5``, ``.h5`` or ``.hdf5`` file, an unzipped ``.keras`` folder; or a live
-        ``keras.Model``, or a `batchnorm.BatchNormalization`. What was loaded already is returned as it is.
+        A ``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``, ``.onnx`` or ``.safetensors`` file, an unzipped ``.keras``
+        folder; or a live ``keras.Model``, ``onnx.ModelProto``, or a `batchnorm.BatchNormalization`. What was loaded
+        already is returned as it is.
     epsilon : float, optional
         The epsilon of layers for which a file holds none.
 
@@ -235,7 +236,9 @@ def explain_arrays(
 
 
 def _verdicts(records: list[LayerRecord], request: Request) -> tuple[LayerExplanation, ...]:
-    worst = min(range(len(records)), key=lambda i: _severity(records[i]))
+    # A layer that normalises with the batch only has nothing to work through without an input.
+    held = [i for i, each in enumerate(records) if each.moving_mean is not None and each.moving_variance is not None]
+    worst = min(held, key=lambda i: _severity(records[i]), default=None)
     return tuple(
         explain_layer(record, request) if i == worst else LayerExplanation(record, (), None, (verdict(record),), ())
         for i, record in enumerate(records)

@@ -32,6 +32,7 @@ EXTRAS = {
     "keras": (("keras",), "runs .keras and .h5 models (--data); layers for Keras 3"),
     "tensorflow": (("tensorflow", "keras"), "Keras on TensorFlow"),
     "jax": (("jax", "flax"), "Keras on JAX; the layer for Flax"),
+    "onnx": (("onnx",), "live onnx.ModelProto objects; .onnx files are read without it"),
     "torch": (("torch",), "Keras on PyTorch; layers for PyTorch"),
 }
 SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")}

@@ -34,6 +34,11 @@ def from_live(value: Any) -> Model | None:
 
         if is_live(value):
             return from_keras(value)
+    if "onnx" in sys.modules:
+        from batchnorm.models import onnx_live
+
+        if onnx_live.is_live(value):
+            return onnx_live.from_live(value)
     return None
 
 

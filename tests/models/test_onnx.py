@@ -369,3 +369,18 @@ def test_a_model_that_a_package_ships():
         assert (record.mode, record.epsilon, record.decay) == ("inference", 1e-5, 0.9)
         for role, name in zip(ROLES, node.input[1:], strict=True):
             np.testing.assert_array_equal(getattr(record, role), numpy_helper.to_array(values[name]))
+
+
+def test_a_layer_without_statistics_gets_its_verdict(torch_files):
+    import batchnorm as bn
+
+    found = bn.explain(torch_files / "batch.onnx")
+    assert found.layers[0].explained == ()
+    assert found.layers[0].because == ("no moving statistics in the file; each batch is normalised by its own",)
+    assert len(bn.explain(torch_files / "batch.onnx", np.ones((1, 3, 2, 2)), mode="training").layers[0].explained) == 3
+
+
+def test_a_live_proto_through_the_front_door():
+    import batchnorm as bn
+
+    assert bn.load(model([norm(epsilon=1e-3)])).layers[0].epsilon == 1e-3

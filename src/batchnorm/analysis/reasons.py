@@ -29,7 +29,8 @@ def because(case: Case) -> tuple[str, ...]:
 def verdict(record: LayerRecord) -> str:
     """One layer in a line: its worst sign, or that there is none."""
     if record.moving_mean is None or record.moving_variance is None:
-        return "no moving statistics in the file"
+        own = "; each batch is normalised by its own" if record.mode == "batch-statistics" else ""
+        return f"no moving statistics in the file{own}"
     found = signs_of(record)
     return found[0].text if found else "nothing unusual"
 
