@@ -59,6 +59,33 @@ class Plain(nn.Module):
         return self.instance(self.bn(x))
 
 
+class Branching(nn.Module):
+    """One layer called twice, one called in a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.BatchNorm2d(3)
+        self.branch = nn.BatchNorm2d(3, eps=0.5)
+
+    def forward(self, x):
+        x = self.shared(torch.sin(self.shared(x)))
+        return torch.cond(x.sum() > 0, lambda v: self.branch(v), lambda v: v.cos(), (x,))
+
+
+class Views(nn.Module):
+    """Parameters that are parts of one storage."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        storage = torch.arange(1, 31, dtype=torch.float32)
+        self.bn.running_mean = storage[2:8:2]
+        self.bn.running_var = storage[20:23]
+
+    def forward(self, x):
+        return self.bn(x)
+
+
 class Hooked:
     """What a checkpoint of a training may hold beside tensors."""
 
@@ -124,6 +151,8 @@ def write_graphs(model, folder):
     torch.export.save(program.run_decompositions(), folder / "decomposed.pt2")
     torch.export.save(torch.export.export(Plain().train(), (x,)), folder / "train.pt2")
     torch.export.save(torch.export.export(Plain().train(), (x,)).run_decompositions(), folder / "train_decomposed.pt2")
+    torch.export.save(torch.export.export(Branching().eval(), (x,)), folder / "branching.pt2")
+    torch.export.save(torch.export.export(Views().eval(), (x,)), folder / "views.pt2")
     torch.export.save(torch.export.export(Batch().eval(), (x,)), folder / "batch.pt2")
     torch.onnx.export(model, (x,), folder / "net.onnx", dynamo=True, external_data=False, verbose=False)
     torch.onnx.export(model, (x,), folder / "external.onnx", dynamo=True, external_data=True, verbose=False)

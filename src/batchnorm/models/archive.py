@@ -93,7 +93,9 @@ class Archive:
         except KeyError:
             raise unreadable(self.path, f"the zip archive holds no {name}") from None
         if info.flag_bits & ENCRYPTED:
-            raise unreadable(self.path, f"{name} is encrypted", "Decrypt the archive first: Keras never encrypts")
+            raise unreadable(
+                self.path, f"{name} is encrypted", "Decrypt the archive first: no framework encrypts its models"
+            )
         claimed, stored = info.file_size, info.compress_size
         if claimed > FREE_EXPANSION and claimed > MOST_RATIO * stored:
             raise unreadable(

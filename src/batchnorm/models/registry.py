@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
+from .archive import Archive
 from .hdf5 import SIGNATURE
 from .modelfile import ModelFile, quoted, unreadable
 
@@ -18,11 +19,12 @@ HEAD = 4096
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is known of a path before a reader is chosen: its first bytes, or the names in a folder."""
+    """What is known of a path before a reader is chosen: its first bytes, the names in a folder or zip."""
 
     path: Path
     head: bytes = b""
     names: frozenset[str] = frozenset()
+    members: tuple[str, ...] = ()
 
     def has(self, *endings: str) -> bool:
         """Whether the name of the file ends so."""
@@ -46,8 +48,16 @@ def _is_hdf5(found: Found) -> bool:
     return any(found.head[at : at + len(SIGNATURE)] == SIGNATURE for at in (0, 512, 1024, 2048))
 
 
+def _has_member(found: Found, *endings: str) -> bool:
+    return any(f"/{name}".endswith(endings) for name in found.members)
+
+
+def _is_exported(found: Found) -> bool:
+    return _has_member(found, "/archive_format", "/models/model.json", "/serialized_exported_program.json")
+
+
 def _is_torch_zip(found: Found) -> bool:
-    return _is_zip(found) and (b"/data.pkl" in found.head or b"/archive_format" in found.head)
+    return _has_member(found, "/data.pkl", "/constants.pkl")
 
 
 def _is_safetensors(found: Found) -> bool:
@@ -70,6 +80,7 @@ def _is_onnx(found: Found) -> bool:
 FORMATS = (
     Format("Keras folder", lambda found: "config.json" in found.names, "keras_file:read_folder"),
     Format("SavedModel", lambda found: "saved_model.pb" in found.names, None),
+    Format("PyTorch program", _is_exported, "pt2_file:read"),
     Format("PyTorch", _is_torch_zip, None),
     Format("Keras", _is_zip, "keras_file:read_zip"),
     Format("HDF5", _is_hdf5, "hdf5_model:read"),
@@ -80,7 +91,7 @@ FORMATS = (
     Format("TensorFlow Lite", lambda found: found.head[4:8] == b"TFL3", None),
     Format("ONNX", _is_onnx, "onnx_file:read"),
 )
-READ = "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5, .onnx or .safetensors"
+READ = "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5, .onnx, .pt2 or .safetensors"
 
 
 def open_model(path: str | os.PathLike[str], *, epsilon: float | None = None) -> ModelFile:
@@ -129,6 +140,8 @@ def _read(path: str) -> ModelFile:
         raise unreadable(path, "no such file", f"Give {READ}")
     with place.open("rb") as stream:
         found = Found(place, head=stream.read(HEAD))
+        if _is_zip(found):
+            found = replace(found, members=Archive(stream, path).names())
         read = _reader(path, found)
         takes_stream = _is_zip(found) or _is_hdf5(found)
         return read(path, stream) if takes_stream else read(path)

@@ -19,7 +19,7 @@ def innermost_line(trace: str) -> str | None:
     'net.py:12 in forward'
     """
     frames = FRAME.findall(trace[-MOST_TRACE:])
-    own = [frame for frame in frames if not FRAMEWORK.search(frame[0])]
+    own = [frame for frame in frames if not FRAMEWORK.search(frame[0]) and not frame[0].startswith("<")]
     if not own:
         return None
     file, line, function, code = own[-1]

@@ -16,7 +16,7 @@ from .hints import epsilon_hint
 from .keras_records import numbered
 from .modelfile import quoted
 
-__all__ = ["Found", "Tensor", "natural", "norms_among"]
+__all__ = ["COUNTER", "MOST_UPDATES", "Found", "Tensor", "natural", "norms_among"]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = ("int64", "int32", "uint64", "uint32", "int16", "uint16", "int8", "uint8")
