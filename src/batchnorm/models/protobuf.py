@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Message", "WireError"]
+__all__ = ["Message", "WireError", "varint"]
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MOST_FIELDS = 2_000_000
@@ -62,6 +62,11 @@ class Message:
         found = self._of(number, FIXED32)
         return float(FLOAT32.unpack(found[-1])[0]) if found else None
 
+    def fixed32(self, number: int) -> int:
+        """An unsigned number of four bytes; 0 where absent."""
+        found = self._of(number, FIXED32)
+        return int.from_bytes(found[-1], "little") if found else 0
+
     def floats(self, number: int, dtype: str) -> NDArray[Any]:
         """A repeated 32- or 64-bit float (``"<f4"``, ``"<f8"``), packed or not."""
         size = np.dtype(dtype).itemsize
@@ -82,6 +87,11 @@ class Message:
         """The bytes of a span."""
         return bytes(self._buffer[span[0] : span[1]])
 
+    def content(self, number: int) -> bytes:
+        """The bytes of a field; none where absent."""
+        span = self.span(number)
+        return b"" if span is None else self.data(span)
+
     def text(self, number: int) -> str:
         """A string; empty where absent."""
         span = self.span(number)
@@ -96,10 +106,18 @@ class Message:
         found = self._of(number, BYTES)
         return Message(self._buffer, tuple(found), self._budget) if found else None
 
+    def inner(self, number: int) -> Message:
+        """A message; an empty one where absent, as the format defines it."""
+        return self.message(number) or Message(b"")
+
     def messages(self, number: int) -> Iterator[Message]:
         """A repeated message."""
         for span in self._of(number, BYTES):
             yield Message(self._buffer, (span,), self._budget)
+
+    def map(self, number: int) -> Iterator[tuple[str, Message]]:
+        """A repeated message of a key (1) and a message (2)."""
+        return ((entry.text(1), entry.inner(2)) for entry in self.messages(number))
 
     def pairs(self, number: int) -> dict[str, str]:
         """A repeated message of a key (1) and a value (2)."""
@@ -126,14 +144,14 @@ class Message:
                 raise WireError(f"it has more than {MOST_FIELDS:,} fields")
             key, at = buffer[at], at + 1
             if key > 127:
-                key, at = _varint(buffer, at - 1, end)
+                key, at = varint(buffer, at - 1, end)
             kind, value = key & 7, None
             if kind == VARINT:
-                value, at = _varint(buffer, at, end)
+                value, at = varint(buffer, at, end)
             elif kind == BYTES:
                 length = buffer[at] if at < end else 128
                 if length > 127:
-                    length, at = _varint(buffer, at, end)
+                    length, at = varint(buffer, at, end)
                 else:
                     at += 1
                 value, at = (at, at + length), at + length
@@ -153,11 +171,12 @@ class Message:
         if self._budget[0] < 0:
             raise WireError("its lists of numbers are longer than any graph needs")
         while at < end:
-            value, at = _varint(self._buffer, at, end)
+            value, at = varint(self._buffer, at, end)
             yield _signed(value)
 
 
-def _varint(buffer: Buffer, at: int, end: int) -> tuple[int, int]:
+def varint(buffer: Buffer, at: int, end: int) -> tuple[int, int]:
+    """The unsigned number that begins at a place, and the place after it."""
     shift = value = 0
     while at < end and shift < 70:
         byte = buffer[at]

@@ -79,7 +79,7 @@ def _is_onnx(found: Found) -> bool:
 # The first that recognises a path reads it. A reader of None is a format that is known and not read.
 FORMATS = (
     Format("Keras folder", lambda found: "config.json" in found.names, "keras_file:read_folder"),
-    Format("SavedModel", lambda found: "saved_model.pb" in found.names, None),
+    Format("SavedModel", lambda found: "saved_model.pb" in found.names, "saved_model:read_folder"),
     Format("PyTorch program", _is_exported, "pt2_file:read"),
     Format("PyTorch", _is_torch_zip, None),
     Format("Keras", _is_zip, "keras_file:read_zip"),
