@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.protocols import Capture
-from batchnorm.errors import ArgumentError, ModelFileError, UnknownLayer
+from batchnorm.errors import ArgumentError, ModelFileError, Refused, UnknownLayer
 
-__all__ = ["Input", "Lazy", "Places", "Session", "feed", "printable", "refused", "require_layers"]
+__all__ = ["Input", "Lazy", "Places", "Session", "feed", "printable", "refused", "require_layers", "require_visible"]
 
 Places = dict[str, list[tuple[str, int, str]]]
 """Layer name -> its uses in a graph: the operator and which of its inputs goes in, and the operator whose output comes
@@ -126,6 +126,18 @@ def require_layers(capture: Sequence[str], known: Sequence[str], where: str) -> 
     if unknown:
         some = ", ".join(map(repr, known[:SHOWN])) + (", ..." if len(known) > SHOWN else "")
         raise UnknownLayer(f"the model in {where} has no batch normalization {unknown[0]!r}; it has {some or 'none'}")
+
+
+def require_visible(capture: Sequence[str], places: Container[str], path: str, why: str) -> None:
+    """At least one of the layers must show; those that do not are captured with no calls.
+
+    Raises
+    ------
+    Refused
+        None of them does.
+    """
+    if capture and not any(name in places for name in capture):
+        raise Refused(f"{path}: what goes in and out of {capture[0]!r} cannot be shown: {why}.")
 
 
 def printable(error: object) -> str:

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from batchnorm.core.protocols import Capture
 from batchnorm.errors import Refused, require
 
-from .session import Input, Places, Session, feed, printable, refused, require_layers
+from .session import Input, Places, Session, feed, printable, refused, require_layers, require_visible
 
 __all__ = ["open_folder"]
 
 PURPOSE = "Running a SavedModel"
+WHY = "its graph is compiled, or normalises in a form that is not known"
 WAY_OUT = "Run it in the program that wrote it"
 
 
-def open_folder(path: str, entry: str, places: Places) -> Session:
+def open_folder(path: str, entry: str, names: Sequence[str], places: Places) -> Session:
     """Load a SavedModel in TensorFlow; its restore function runs, nothing of the model itself yet.
 
     Parameters
@@ -31,6 +32,8 @@ def open_folder(path: str, entry: str, places: Places) -> Session:
         The folder.
     entry : str
         The signature to call; with a dot in front, an attribute of the root object.
+    names : sequence of str
+        Every record of the folder.
     places : dict
         Where the graph, with its calls inlined, has the batch normalizations.
 
@@ -47,17 +50,18 @@ def open_folder(path: str, entry: str, places: Places) -> Session:
         function = getattr(loaded, entry[1:]).concrete_functions[0] if entry[:1] == "." else loaded.signatures[entry]
     except Exception as error:
         raise refused(path, "TensorFlow", error, WAY_OUT) from error
-    return _SavedModel(tf, path, loaded, function, places)
+    return _SavedModel(tf, path, (loaded, function), names, places)
 
 
 class _SavedModel:
     """A signature, as it is for outputs alone; inlined and frozen for what lies inside."""
 
-    def __init__(self, tf: Any, path: str, loaded: Any, function: Any, places: Places) -> None:
+    def __init__(self, tf: Any, path: str, loaded: tuple[Any, Any], names: Sequence[str], places: Places) -> None:
         self._tf = tf
         self._path = path
-        self._loaded = loaded  # the variables live as long as the object that owns them
+        self._owner, function = loaded  # the variables live as long as the object that owns them
         self._function = function
+        self._names = list(names)
         self._places = places
         self._inlined: Any = None
         taken = len(function.inputs) - len(function.captured_inputs)
@@ -65,7 +69,8 @@ class _SavedModel:
 
     def __call__(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """See `Session`."""
-        require_layers(capture, list(self._places), "TensorFlow")
+        require_layers(capture, self._names, "TensorFlow")
+        require_visible(capture, self._places, self._path, WHY)
         given = feed(x, self._inputs)
         tensors = [self._tf.constant(given[known.name]) for known in self._inputs]
         try:
@@ -75,7 +80,7 @@ class _SavedModel:
 
     def _run(self, tensors: list[Any], capture: Sequence[str]) -> tuple[Any, Capture]:
         function = self._function if not capture else self._frozen()
-        fetches = [self._pair(function.graph, name, use) for name in capture for use in self._places[name]]
+        fetches = [self._pair(function.graph, name, use) for name in capture for use in self._places.get(name, ())]
         inside: list[Any] = []
         if fetches:
             pruned = function.prune(function.inputs, [*function.outputs, *(one for pair in fetches for one in pair)])
@@ -85,7 +90,9 @@ class _SavedModel:
             outputs = function._call_flat(tensors, function.captured_inputs)
             outputs = self._tf.nest.flatten(outputs)
         arrays = iter([_array(tensor) for tensor in inside])
-        captured: Capture = {name: [(next(arrays), next(arrays)) for _ in self._places[name]] for name in capture}
+        captured: Capture = {
+            name: [(next(arrays), next(arrays)) for _ in self._places.get(name, ())] for name in capture
+        }
         return self._structured(outputs), captured
 
     def _structured(self, outputs: Sequence[Any]) -> Any:

@@ -88,10 +88,13 @@ FORMATS = (
     Format("sharded Keras weights", lambda found: found.head.lstrip()[:1] == b"{", "keras_file:read_shards"),
     Format("safetensors", _is_safetensors, "safetensors:read"),
     Format("PyTorch", _is_pickle, None),
-    Format("TensorFlow Lite", lambda found: found.head[4:8] == b"TFL3", None),
+    Format("TensorFlow Lite", lambda found: found.head[4:8] == b"TFL3", "tflite:read"),
     Format("ONNX", _is_onnx, "onnx_file:read"),
 )
-READ = "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5, .onnx, .pt2 or .safetensors"
+READ = (
+    "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5, .onnx, .pt2, .safetensors, .tflite "
+    "or a SavedModel folder"
+)
 
 
 def open_model(path: str | os.PathLike[str], *, epsilon: float | None = None) -> ModelFile:

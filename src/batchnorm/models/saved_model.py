@@ -83,14 +83,14 @@ def read_folder(path: str) -> ModelFile:
         layers=records,
         other_layers=() if records else tuple(_others(opened)),
         notes=tuple(notes),
-        runner=Lazy(partial(_session, path, entry, places)),
+        runner=Lazy(partial(_session, path, entry, tuple(record.name for record in records), places)),
     )
 
 
-def _session(path: str, entry: str, places: Places) -> Session:
+def _session(path: str, entry: str, names: tuple[str, ...], places: Places) -> Session:
     from batchnorm.engines.tensorflow import open_folder
 
-    return open_folder(path, entry, places)
+    return open_folder(path, entry, names, places)
 
 
 def _open(path: str) -> Opened:
