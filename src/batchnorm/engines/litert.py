@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,35 +44,39 @@ def open_file(path: str, names: Sequence[str], places: Places) -> Session:
     MissingExtra
         Neither is installed.
     """
-    interpreter = _interpreter()
+    module = _module()
     try:
-        # Without its delegates and with all tensors kept: what lies inside is overwritten otherwise.
-        return _Lite(path, interpreter(model_path=path, experimental_preserve_all_tensors=True), names, places)
+        plain = module.Interpreter(model_path=path)
+        # Without delegates and with all tensors kept: what lies inside is merged or overwritten otherwise.
+        watched = module.Interpreter(
+            model_path=path,
+            experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        return _Lite(path, plain, watched, names, places)
     except (ValueError, RuntimeError) as error:
         raise refused(path, "LiteRT", error, WAY_OUT) from error
 
 
-def _interpreter() -> Any:
+def _module() -> Any:
     try:
-        module: Any = require("ai_edge_litert.interpreter", "litert", PURPOSE)
-        return module.Interpreter
+        return require("ai_edge_litert.interpreter", "litert", PURPOSE)
     except MissingExtra:
-        try:
-            return require("tensorflow.lite.python.interpreter", "litert", PURPOSE).Interpreter
-        except MissingExtra:
-            pass
+        with contextlib.suppress(MissingExtra):
+            return require("tensorflow.lite.python.interpreter", "litert", PURPOSE)
         raise
 
 
 class _Lite:
-    """One interpreter; its inputs take the length of each batch."""
+    """Two interpreters: as users run the model, and one whose tensors can all be read."""
 
-    def __init__(self, path: str, interpreter: Any, names: Sequence[str], places: Places) -> None:
+    def __init__(self, path: str, plain: Any, watched: Any, names: Sequence[str], places: Places) -> None:
         self._path = path
-        self._interpreter = interpreter
+        self._plain = plain
+        self._watched = watched
         self._names = list(names)
         self._places = places
-        self._inputs = [_input(detail) for detail in interpreter.get_input_details()]
+        self._inputs = [_input(detail) for detail in plain.get_input_details()]
 
     def __call__(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """See `Session`."""
@@ -79,35 +84,35 @@ class _Lite:
         require_visible(capture, self._places, self._path, WHY)
         given = feed(x, self._inputs)
         try:
-            return self._run(given, capture)
+            return self._run(self._watched if capture else self._plain, given, capture)
         except (ValueError, RuntimeError) as error:
             raise refused(self._path, "LiteRT", error, WAY_OUT) from error
 
-    def _run(self, given: dict[str, NDArray[Any]], capture: Sequence[str]) -> tuple[Any, Capture]:
-        details = {detail["name"]: detail for detail in self._interpreter.get_input_details()}
+    def _run(self, interpreter: Any, given: dict[str, NDArray[Any]], capture: Sequence[str]) -> tuple[Any, Capture]:
+        details = {detail["name"]: detail for detail in interpreter.get_input_details()}
         for name, array in given.items():
-            if tuple(details[name]["shape"]) != array.shape:
-                self._interpreter.resize_tensor_input(details[name]["index"], array.shape)
-        self._interpreter.allocate_tensors()
+            if tuple(details[name]["shape"]) != array.shape:  # inputs take the length of each batch
+                interpreter.resize_tensor_input(details[name]["index"], array.shape)
+        interpreter.allocate_tensors()
         for name, array in given.items():
-            self._interpreter.set_tensor(details[name]["index"], array)
-        self._interpreter.invoke()
-        outputs = [self._array(detail["index"]) for detail in self._interpreter.get_output_details()]
+            interpreter.set_tensor(details[name]["index"], array)
+        interpreter.invoke()
+        outputs = [_array(interpreter, detail["index"]) for detail in interpreter.get_output_details()]
         captured: Capture = {name: [] for name in capture}
         for name in capture:
             if name in self._places:
                 entry, leave = self._places[name]
-                captured[name].append((self._array(entry), self._array(leave)))
+                captured[name].append((_array(interpreter, entry), _array(interpreter, leave)))
         return outputs[0] if len(outputs) == 1 else outputs, captured
 
-    def _array(self, index: int) -> NDArray[Any]:
-        """A copy; quantized numbers as the real ones they stand for."""
-        array: NDArray[Any] = self._interpreter.get_tensor(index)
-        details = self._interpreter._get_tensor_details(index, 0)
-        scale, zero = details["quantization"]
-        if array.dtype.kind in "iu" and scale:
-            return ((array.astype(np.float64) - zero) * scale).astype(np.float32)
-        return np.array(array)
+
+def _array(interpreter: Any, index: int) -> NDArray[Any]:
+    """A copy; quantized numbers as the real ones they stand for."""
+    array: NDArray[Any] = interpreter.get_tensor(index)
+    scale, zero = interpreter._get_tensor_details(index, 0)["quantization"]
+    if array.dtype.kind in "iu" and scale:
+        return ((array.astype(np.float64) - zero) * scale).astype(np.float32)
+    return np.array(array)
 
 
 def _input(detail: dict[str, Any]) -> Input:

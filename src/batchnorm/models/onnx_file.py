@@ -10,11 +10,13 @@ import mmap
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from batchnorm.core.record import LayerRecord, Mode
+from batchnorm.engines.session import Lazy, Session
 from batchnorm.errors import BatchnormError
 
 from .keras_records import numbered
@@ -79,7 +81,13 @@ def from_bytes(path: str, data: Any) -> ModelFile:
             raise ValueError("it holds no graph")
         functions = Functions({(f.text(10), f.text(1), f.text(13)): f for f in model.messages(25)})
         scope = Scope(path, Graph.of(graph), _opset(model, model.integer(1)))
-        return _Walk(path, functions, model.text(2)).model(scope)
+        return _Walk(path, functions, model.text(2), data if isinstance(data, bytes) else None).model(scope)
+
+
+def _session(path: str, held: bytes | None, names: tuple[str, ...], places: dict[str, tuple[str, str]]) -> Session:
+    from batchnorm.engines.onnxruntime import open_model
+
+    return open_model(path, held, names, places)
 
 
 @contextmanager
@@ -104,8 +112,9 @@ def _opset(message: Message, ir_version: int = 10, field: int = 8) -> int:
 class _Walk:
     """A walk through every graph of a model, in the order of its nodes."""
 
-    def __init__(self, path: str, functions: Functions, producer: str) -> None:
+    def __init__(self, path: str, functions: Functions, producer: str, held: bytes | None) -> None:
         self.path = path
+        self.held = held
         self.producer = producer
         self.functions = functions
         self.nodes_left = MOST_NODES
@@ -115,20 +124,32 @@ class _Walk:
 
     def model(self, scope: Scope) -> ModelFile:
         """What is found, and what should be known of it."""
-        records = numbered(self._records(scope))
+        found = list(self._records(scope))
+        records = numbered(record for record, _ in found)
+        places = {record.name: place for record, (_, place) in zip(records, found, strict=True) if place is not None}
+        names = tuple(record.name for record in records)
         counts = ((self.outside, INPUT_NOTE), (self.computed, COMPUTED_NOTE), (self.unfused, UNFUSED_NOTE))
         notes = tuple(note.format(count, len(records)) for count, note in counts if count)
-        return ModelFile(path=self.path, format="onnx", layers=records, other_layers=tuple(self.others), notes=notes)
+        return ModelFile(
+            path=self.path,
+            format="onnx",
+            layers=records,
+            other_layers=tuple(self.others),
+            notes=notes,
+            runner=Lazy(partial(_session, self.path, self.held, names, places)),
+        )
 
-    def _records(self, scope: Scope) -> Iterator[LayerRecord]:
+    def _records(self, scope: Scope) -> Iterator[tuple[LayerRecord, tuple[str, str] | None]]:
+        """Each with the values that go in and come out, where those are values of the outermost graph."""
         for place, node in self._visit(scope, ()):
-            record = None
+            record: LayerRecord | None = None
+            ends: tuple[str, str] | None = None
             if is_standard(node.domain):
                 if node.op == "BatchNormalization":
-                    record = self._norm(place, node)
-                else:
-                    record = unfused_record(place, node)
-                    self.unfused += record is not None
+                    record, ends = self._norm(place, node), (node.inputs[0], node.outputs[0] if node.outputs else "")
+                elif (unfused := unfused_record(place, node)) is not None:
+                    record, ends = unfused[0], unfused[1:]
+                    self.unfused += 1
             if record is None:
                 if len(self.others) < MOST_OTHERS and node.op not in VALUES:
                     self.others.append("/".join((*place.names, node.title)))
@@ -136,7 +157,7 @@ class _Walk:
             self.elements_left -= record.channels
             if self.elements_left < 0:
                 raise unreadable(self.path, "its batch normalizations claim more parameters than any model has")
-            yield record
+            yield record, ends if place.outer is None and ends is not None and all(ends) else None
 
     def _visit(self, scope: Scope, inside: tuple[int, ...]) -> Iterator[tuple[Scope, Node]]:
         if len(inside) > MOST_DEPTH:

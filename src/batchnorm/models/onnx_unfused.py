@@ -43,8 +43,8 @@ class Step:
     name: str
 
 
-def unfused_record(scope: Scope, node: Node) -> LayerRecord | None:
-    """The batch normalization whose first operation is this node; None where there is none."""
+def unfused_record(scope: Scope, node: Node) -> tuple[LayerRecord, str, str] | None:
+    """The batch normalization that begins with this node, its input and its output; None where there is none."""
     if node.op not in LETTERS:
         return None
     chain = _chain(scope, node)
@@ -52,7 +52,8 @@ def unfused_record(scope: Scope, node: Node) -> LayerRecord | None:
     if found is None or _continues(scope, node):
         return None
     steps = chain[: found.end()]
-    return _with_mean(scope, steps) if steps[0].letter == "S" else _folded(scope, steps)
+    record = _with_mean(scope, steps) if steps[0].letter == "S" else _folded(scope, steps)
+    return None if record is None else (record, steps[0].x, steps[-1].node.outputs[0])
 
 
 def _continues(scope: Scope, node: Node) -> bool:
