@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import ml_dtypes
@@ -15,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.record import LayerRecord
+from batchnorm.engines.session import Lazy, Session
 from batchnorm.errors import BatchnormError
 
 from .archive import Archive
 from .keras_records import numbered
 from .modelfile import ModelFile, quoted, unreadable
-from .pt2_graph import Json, Norm, norms_of
+from .pt2_graph import OPERATORS, Json, Norm, norms_of
 from .state_dict import COUNTER, MOST_UPDATES
 
 __all__ = ["read"]
@@ -74,7 +76,22 @@ def _model(path: str, archive: Archive) -> ModelFile:
     missing = sum(norm.mean is not None and each.moving_mean is None for norm, each in zip(found, records, strict=True))
     if missing and ARRAYS_NOTE not in notes:
         notes.append(SOME_NOTE.format(missing, len(records)))
-    return ModelFile(path=path, format="pt2", layers=records, other_layers=others, notes=tuple(notes))
+    places = {record.name: norm.calls for record, norm in zip(records, found, strict=True) if norm.calls}
+    names = tuple(record.name for record in records)
+    return ModelFile(
+        path=path,
+        format="pt2",
+        layers=records,
+        other_layers=others,
+        notes=tuple(notes),
+        runner=Lazy(partial(_session, path, names, places)),
+    )
+
+
+def _session(path: str, names: tuple[str, ...], places: dict[str, tuple[int, ...]]) -> Session:
+    from batchnorm.engines.torch_program import open_program
+
+    return open_program(path, names, places, OPERATORS)
 
 
 def _graph_member(path: str, names: tuple[str, ...]) -> tuple[str, str, list[str]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from batchnorm.core.record import Mode
 
 from .stack_trace import innermost_line
 
-__all__ = ["Json", "Norm", "norms_of"]
+__all__ = ["OPERATORS", "Json", "Norm", "norms_of"]
 
 Json = dict[str, Any]
 
@@ -29,6 +29,7 @@ OPERATORS: dict[str, bool | None] = {
     "_batch_norm_with_update": True,
     "_batch_norm_with_update_functional": True,
 }
+OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.\w+")
 ROLES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 MOMENTUM = ("momentum", "exponential_average_factor")
 EPSILON = ("eps", "epsilon")
@@ -39,7 +40,10 @@ MOST_OTHERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A call of a batch normalization; ``arrays`` gives the name of each parameter in the program's state."""
+    """A batch normalization; ``arrays`` gives the name of each parameter in the program's state.
+
+    ``calls`` counts its calls among all calls of such operators in the outermost graph, in their order.
+    """
 
     name: str
     kind: str
@@ -49,6 +53,7 @@ class Norm:
     arrays: dict[str, str]
     prefix: str | None
     source: str | None
+    calls: tuple[int, ...] = ()
 
     @property
     def mean(self) -> str | None:
@@ -69,8 +74,13 @@ def norms_of(module: Json) -> tuple[list[Norm], tuple[str, ...]]:
     names = dict(_state_names(module["signature"]["input_specs"]))
     found: list[Norm] = []
     others: list[str] = []
-    seen: set[tuple[Any, ...]] = set()
-    for node, given in _nodes(module["graph"], names, 0):
+    seen: dict[tuple[Any, ...], int] = {}
+    calls = 0
+    for node, given, depth in _nodes(module["graph"], names, 0):
+        operator = OPERATOR.fullmatch(_text(node["target"]))
+        is_call = operator is not None and operator[1] in OPERATORS
+        call = (calls,) if is_call and depth == 0 else ()
+        calls += len(call)
         norm = _norm(node, given)
         if norm is None:
             if len(others) < MOST_OTHERS:
@@ -78,8 +88,11 @@ def norms_of(module: Json) -> tuple[list[Norm], tuple[str, ...]]:
             continue
         key = (norm.mean or norm.name, norm.epsilon, norm.momentum, norm.mode, *sorted(norm.arrays.values()))
         if norm.prefix is None or key not in seen:
-            found.append(norm)
-        seen.add(key)
+            seen[key] = len(found)
+            found.append(replace(norm, calls=call))
+        else:
+            first = found[seen[key]]
+            found[seen[key]] = replace(first, calls=first.calls + call)
     return found, tuple(others)
 
 
@@ -95,12 +108,12 @@ def _state_names(specs: list[Json]) -> Iterator[tuple[str, str]]:
                 yield _text(spec[kind]["arg"]["name"]), _text(spec[kind][key])
 
 
-def _nodes(graph: Json, names: dict[str, str], depth: int) -> Iterator[tuple[Json, dict[str, str]]]:
-    """Every node with the state that names stand for there; branches see what their caller hands them."""
+def _nodes(graph: Json, names: dict[str, str], depth: int) -> Iterator[tuple[Json, dict[str, str], int]]:
+    """Every node, the state that names stand for there, and its depth; branches see what their caller hands them."""
     if depth > MOST_DEPTH:
         raise ValueError(f"its graphs are nested more than {MOST_DEPTH} deep")
     for node in cast("list[Json]", graph["nodes"]):
-        yield node, names
+        yield node, names, depth
         given = [each["arg"] for each in cast("list[Json]", node["inputs"])]
         handed = [name for arg in given if "as_tensors" in arg for name in _tensors(arg)]  # a lone one is the condition
         for arg in given:
@@ -119,7 +132,7 @@ def _tensors(arg: Json) -> list[str]:
 
 
 def _norm(node: Json, names: dict[str, str]) -> Norm | None:
-    operator = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.\w+", _text(node["target"]))
+    operator = OPERATOR.fullmatch(_text(node["target"]))
     metadata: Json = node.get("metadata") or {}
     path, kind = _module(_text(metadata.get("nn_module_stack") or ""))
     if operator is None or operator[1] not in OPERATORS or "InstanceNorm" in kind:

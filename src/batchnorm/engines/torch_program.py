@@ -1,0 +1,179 @@
+"""PyTorch as an engine for exported programs (``.pt2``): the graph is interpreted node by node."""
+
+# PyTorch's own types are partly unknown to a type checker, and it is not imported before it is needed.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+import zipfile
+from collections.abc import Container, Generator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.core.protocols import Capture
+from batchnorm.errors import BatchnormError, ModelFileError, require
+
+from .session import Input, Session, feed, refused, require_layers, require_visible
+from .torch_state import array_of, same_random_state, tensor_of
+
+__all__ = ["open_program"]
+
+PURPOSE = "Running .pt2 files"
+WAY_OUT = "Run it in the program that wrote it"
+WHY = "it is inside a branch or a loop of the graph"
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+CODE = ("custom_obj_", "opaque_obj_")
+
+
+def open_program(
+    path: str, names: Sequence[str], places: dict[str, tuple[int, ...]], operators: Container[str]
+) -> Session:
+    """Load an exported program in PyTorch, without the pickled objects that such a file may bring along.
+
+    Parameters
+    ----------
+    path : str
+        A file of ``torch.export.save``.
+    names : sequence of str
+        Every record of it.
+    places : dict
+        Layer name -> which calls of a batch normalization in the graph, counted from 0, are its own.
+    operators : container of str
+        The names in ``aten`` that count as such calls.
+
+    Raises
+    ------
+    ModelFileError
+        It needs code to be loaded, or PyTorch refuses it.
+    MissingExtra
+        PyTorch is not installed.
+    """
+    torch: Any = require("torch", "torch", PURPOSE)
+    _refuse_code(path)
+    try:
+        with _weights_only(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = require("torch.export", "torch", PURPOSE).load(path)
+    except BatchnormError:
+        raise
+    except Exception as error:
+        raise refused(path, "PyTorch", error, WAY_OUT) from error
+    calls = [node for node in program.graph.nodes if _operator(node) in operators]
+    return _Program(torch, path, (program, calls), list(names), places)
+
+
+def _refuse_code(path: str) -> None:
+    """Constants that are objects of classes are pickles, which PyTorch loads without asking."""
+    with zipfile.ZipFile(path) as archive:
+        found = [name for name in archive.namelist() if name.rpartition("/")[2].startswith(CODE)]
+    if found:
+        raise ModelFileError(f"{path}: {found[0]!r} is a pickled object, whose loading runs code. {WAY_OUT}.")
+
+
+@contextlib.contextmanager
+def _weights_only() -> Generator[None]:
+    """PyTorch's own switch: where a pickle of the file holds more than numbers, loading fails instead of running it."""
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCE]
+        else:
+            os.environ[FORCE] = before
+
+
+class _Program:
+    """A loaded program; each run gets copies of its buffers, so that a graph of training mode changes nothing."""
+
+    def __init__(
+        self, torch: Any, path: str, loaded: tuple[Any, list[Any]], names: list[str], places: dict[str, tuple[int, ...]]
+    ) -> None:
+        program, self._calls = loaded
+        self._torch = torch
+        self._path = path
+        self._program = program
+        self._names = names
+        self._places = places
+        held = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+        self._inputs = [_input(name, held[name]) for name in program.graph_signature.user_inputs if name in held]
+
+    def __call__(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
+        """See `Session`."""
+        require_layers(capture, self._names, "PyTorch")
+        require_visible(capture, self._places, self._path, WHY)
+        given = feed(x, self._inputs)
+        watched = {
+            self._calls[place]: name
+            for name in capture
+            for place in self._places.get(name, ())
+            if place < len(self._calls)
+        }
+        captured: Capture = {name: [] for name in capture}
+        with same_random_state(), self._torch.no_grad():
+            try:
+                found = self._run(given, watched, captured)
+            except Exception as error:
+                raise refused(self._path, "PyTorch", error, WAY_OUT) from error
+        return self._outputs(found), captured
+
+    def _run(self, given: dict[str, NDArray[Any]], watched: dict[Any, str], captured: Capture) -> Sequence[Any]:
+        fx: Any = require("torch.fx", "torch", PURPOSE)
+
+        single = self._torch.Tensor
+
+        class Watching(fx.Interpreter):
+            def run_node(self, n: Any) -> Any:
+                arguments = self.fetch_args_kwargs_from_env(n) if n in watched else None
+                entry = None if arguments is None else array_of((*arguments[0], *arguments[1].values())[0])
+                value: Any = super().run_node(n)
+                if entry is not None:
+                    leave = array_of(value if isinstance(value, single) else value[0])
+                    captured[watched[n]].append((entry, leave))
+                return value
+
+        values = [self._value(node.name, given) for node in self._program.graph.nodes if node.op == "placeholder"]
+        return Watching(self._program.graph_module).run(*values, enable_io_processing=False)
+
+    def _value(self, name: str, given: dict[str, NDArray[Any]]) -> Any:
+        """What stands for an input of the graph: the user's, a parameter, or a copy of a buffer or constant."""
+        if name in given:
+            return tensor_of(given[name])
+        signature, program = self._program.graph_signature, self._program
+        if name in signature.inputs_to_parameters:
+            return program.state_dict[signature.inputs_to_parameters[name]]
+        if name in signature.inputs_to_buffers:
+            buffer = signature.inputs_to_buffers[name]
+            held = program.state_dict if buffer in program.state_dict else program.constants
+            return held[buffer].clone()
+        return program.constants[signature.inputs_to_lifted_tensor_constants[name]].clone()
+
+    def _outputs(self, found: Sequence[Any]) -> Any:
+        """The user's outputs, less what the graph hands back to update its buffers."""
+        specs = self._program.graph_signature.output_specs
+        arrays = [
+            array_of(value)
+            for value, spec in zip(found, specs, strict=True)
+            if spec.kind.name == "USER_OUTPUT" and isinstance(value, self._torch.Tensor)
+        ]
+        return arrays[0] if len(arrays) == 1 else arrays
+
+
+def _operator(node: Any) -> str:
+    """The name of the operator of ``aten`` that a node calls; empty for other nodes."""
+    namespace, _, name = str(getattr(node.target, "overloadpacket", "")).rpartition(".")
+    return name if node.op == "call_function" and namespace == "aten" else ""
+
+
+def _input(name: str, fake: Any) -> Input:
+    if not hasattr(fake, "shape"):
+        return Input(name, None, None)
+    shape = tuple(length if isinstance(length, int) else None for length in fake.shape)
+    dtype = str(fake.dtype).removeprefix("torch.")
+    return Input(name, shape, None if dtype == "bfloat16" else np.dtype(dtype))
