@@ -27,17 +27,25 @@ __all__ = ["explain", "explain_arrays", "list_layers", "load"]
 MOST_NAME = 200
 
 
-def load(model: Any, *, epsilon: float | None = None) -> Model:
+def load(
+    model: Any, *, epsilon: float | None = None, trust: bool = False, weights: str | os.PathLike[str] | None = None
+) -> Model:
     """Read a model: a file, a folder, or a live object; nothing of a file is executed.
 
     Parameters
     ----------
     model : path or object
-        A ``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``, ``.onnx`` or ``.safetensors`` file, an unzipped ``.keras``
-        folder; or a live ``keras.Model``, ``onnx.ModelProto``, or a `batchnorm.BatchNormalization`. What was loaded
-        already is returned as it is.
+        A ``.keras``, ``.weights.h5``, ``.h5``, ``.hdf5``, ``.onnx``, ``.pt2``, ``.pt``, ``.pth``, ``.ckpt``, ``.bin``
+        or ``.safetensors`` file, an unzipped ``.keras`` folder; or a live ``keras.Model``, ``torch.nn.Module``,
+        ``nnx.Module``, ``onnx.ModelProto``, or a `batchnorm.BatchNormalization`. What was loaded already is returned
+        as it is.
     epsilon : float, optional
         The epsilon of layers for which a file holds none.
+    trust : bool
+        Read TorchScript archives too: PyTorch's loader runs code that lies in the file.
+    weights : path, optional
+        A checkpoint or ``.safetensors`` file that is loaded into ``model``, a live ``torch.nn.Module``, first. This
+        alone changes the object.
 
     Returns
     -------
@@ -64,16 +72,22 @@ def load(model: Any, *, epsilon: float | None = None) -> Model:
         path = os.fspath(model)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         if not path:
             raise ArgumentError("load: the model's path is empty; give the path of a file or folder.")
-        return open_model(path, epsilon=epsilon)  # pyright: ignore[reportUnknownArgumentType]
+        if weights is not None:
+            raise ArgumentError(
+                "load: weights are loaded into a live object, and the model is a file; name the object as package.module:name."
+            )
+        return open_model(path, epsilon=epsilon, trust=trust)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(model, Model):
         return model
-    from batchnorm.live import from_live
+    from batchnorm.live import from_live, load_weights
 
+    if weights is not None:
+        load_weights(model, os.fspath(weights))
     found = from_live(model)
     if found is None:
         raise ArgumentError(
             f"load: cannot read an object of type {type(model).__name__}; give the path of a model file, a "
-            "keras.Model, or a batchnorm.BatchNormalization."
+            "keras.Model, torch.nn.Module, nnx.Module, onnx.ModelProto, or a batchnorm.BatchNormalization."
         )
     return found
 

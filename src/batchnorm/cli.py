@@ -77,7 +77,12 @@ def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option("--eps", type=float, metavar="E", help="The epsilon, where the file holds none.")(command)
+    for option in (
+        click.option("--eps", type=float, metavar="E", help="The epsilon, where the file holds none."),
+        click.option("--trust", is_flag=True, help="Read TorchScript, whose loader runs code of the file."),
+        click.option("--weights", metavar="FILE", help="A state dict, loaded into package.module:name first."),
+    ):
+        command = option(command)
     return click.argument("model")(command)
 
 
@@ -85,12 +90,14 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_model_options
 @click.option("--arrays", is_flag=True, help="With gamma, beta and the moving statistics (JSON).")
 @_output_options
-def list_command(model: str, eps: float | None, arrays: bool, form: str, as_json: bool, wide: bool) -> int:
+def list_command(
+    model: str, eps: float | None, trust: bool, weights: str | None, arrays: bool, form: str, as_json: bool, wide: bool
+) -> int:
     """Every batch normalization of MODEL in a row, with its worst sign."""
     from batchnorm.api import list_layers
 
     with _stdout_kept():
-        found = list_layers(_opened(model), epsilon=eps, arrays=arrays)
+        found = list_layers(_opened(model, eps, trust, weights), epsilon=eps, arrays=arrays)
     _print(found, form, as_json, wide)
     return CLEAN
 
@@ -114,6 +121,8 @@ def list_command(model: str, eps: float | None, arrays: bool, form: str, as_json
 def explain_command(
     model: str,
     eps: float | None,
+    trust: bool,
+    weights: str | None,
     x: str | None,
     data: str | None,
     at: str | None,
@@ -132,7 +141,7 @@ def explain_command(
 
     with _stdout_kept(), _busy("Running the model", data is not None):
         found = explain(
-            _opened(model),
+            _opened(model, eps, trust, weights),
             None if x is None else inputs.values(x, "--x"),
             data=None if data is None else inputs.model_input(data),
             at=None if at is None else inputs.index(at),
@@ -195,10 +204,15 @@ def _busy(what: str, long: bool) -> Generator[None]:
         yield
 
 
-def _opened(model: str) -> Any:
+def _opened(model: str, epsilon: float | None = None, trust: bool = False, weights: str | None = None) -> Any:
     from batchnorm import inputs
 
-    return inputs.named_object(model) if inputs.names_object(model) else model
+    given = inputs.named_object(model) if inputs.names_object(model) else model
+    if not trust and weights is None:
+        return given
+    from batchnorm.api import load
+
+    return load(given, epsilon=epsilon, trust=trust, weights=weights)
 
 
 @contextlib.contextmanager

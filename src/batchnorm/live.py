@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ArgumentError
 
-__all__ = ["from_live"]
+__all__ = ["from_live", "load_weights"]
+
+# Framework, as it is known in sys.modules -> the module of batchnorm.models that reads its live objects.
+READERS = {"onnx": "onnx_live", "torch": "torch_live", "flax.nnx": "nnx_live"}
 
 
 def from_live(value: Any) -> Model | None:
@@ -34,12 +39,34 @@ def from_live(value: Any) -> Model | None:
 
         if is_live(value):
             return from_keras(value)
-    if "onnx" in sys.modules:
-        from batchnorm.models import onnx_live
-
-        if onnx_live.is_live(value):
-            return onnx_live.from_live(value)
+    for framework, reader in READERS.items():
+        if framework in sys.modules:
+            module: Any = import_module(f"batchnorm.models.{reader}")
+            if module.is_live(value):
+                return module.from_live(value)
     return None
+
+
+def load_weights(value: Any, path: str) -> None:
+    """Load a file of weights into a live Keras model or PyTorch module.
+
+    Raises
+    ------
+    ArgumentError
+        An object of another kind; or the file does not hold what it needs.
+    ModelFileError
+        The file cannot be read.
+    """
+    if "torch" in sys.modules:
+        from batchnorm.models import torch_live
+
+        if torch_live.is_live(value):
+            torch_live.load_weights(value, path)
+            return
+    raise ArgumentError(
+        f"--weights: cannot load a file into an object of type {type(value).__name__}; it takes a torch.nn.Module. Load "
+        "the weights in your own function, and name that as package.module:name."
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .modelfile import ModelFile, quoted, unreadable
 from .state_dict import Tensor, natural, norms_among
 
-__all__ = ["read", "read_index"]
+__all__ = ["arrays_of_shards", "named_arrays", "read", "read_index"]
 
 MOST_HEADER = 100_000_000  # the format's own limit
 MOST_INDEX = 64 << 20
@@ -48,6 +48,20 @@ def read(path: str) -> ModelFile:
 
 def read_index(path: str) -> ModelFile:
     """Those of all shards that a ``.safetensors.index.json`` names; they lie beside it, under plain names."""
+    return _model(path, *_of_shards(path))
+
+
+def named_arrays(path: str) -> list[dict[str, Tensor]]:
+    """Every array of a file."""
+    return [_tensors(Path(path), path)[0]]
+
+
+def arrays_of_shards(path: str) -> list[dict[str, Tensor]]:
+    """Every array of the shards that an index names."""
+    return [_of_shards(path)[0]]
+
+
+def _of_shards(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with open(path, "rb") as stream:
         index = _json(stream.read(MOST_INDEX), path, "the index")
     weight_map = index.get("weight_map")
@@ -63,7 +77,7 @@ def read_index(path: str) -> ModelFile:
             raise unreadable(path, f"the index names {quoted(name)}, which is not there", "Copy all files")
         held, metadata = _tensors(shard, path)
         tensors.update(held)
-    return _model(path, tensors, metadata)
+    return tensors, metadata
 
 
 def _model(path: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> ModelFile:

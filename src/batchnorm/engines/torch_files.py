@@ -1,0 +1,177 @@
+"""PyTorch as a reader of its own files: with ``weights_only``, so that nothing in them is run."""
+
+# PyTorch's own types are partly unknown to a type checker, and it is not imported before it is needed.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import re
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, require
+
+__all__ = ["array_of", "dtype_of", "is_plain", "load_into", "load_script", "load_weights_only", "tensor_of"]
+
+OLDEST = (2, 10)
+MOST_SHOWN = 5
+AGAIN = "Save or download the file again"
+BLOCKED = re.compile(r"GLOBAL ([\w.<>]+)")
+
+
+def load_weights_only(path: str, *, is_zip: bool) -> Any:
+    """What a checkpoint holds: containers, numbers, strings and tensors.
+
+    Parameters
+    ----------
+    path : str
+        A file of ``torch.save``.
+    is_zip : bool
+        Whether it is of the newer form, whose tensors are mapped and read when they are looked at.
+
+    Raises
+    ------
+    ModelFileError
+        It needs code, which is named; or it is damaged.
+    MissingExtra
+        PyTorch is not installed, or older than the versions whose loader is known to be safe.
+    """
+    torch = _torch("Reading PyTorch's files")
+    try:
+        with torch.serialization.safe_globals(_inert()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:
+        raise _refusal(path, error) from None
+
+
+def load_script(path: str) -> Any:
+    """A TorchScript archive; loading it runs code of the file, so the caller must have been told to trust it."""
+    torch = _torch("Reading TorchScript")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.load(path, map_location="cpu")
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def load_into(module: Any, state: dict[str, NDArray[Any]]) -> None:
+    """Load a state dict into a live module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Its parameters and buffers are replaced.
+    state : dict of str to array
+        Under the module's own names.
+
+    Raises
+    ------
+    ArgumentError
+        Names are missing, or shapes differ.
+    """
+    tensors = {name: tensor_of(each) for name, each in state.items()}
+    try:
+        missing = module.load_state_dict(tensors, strict=False).missing_keys
+    except RuntimeError as error:
+        raise ArgumentError(f"--weights: {_one_line(str(error))[:300]}") from None
+    needed = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if needed:
+        raise ArgumentError(f"--weights: the file lacks {', '.join(map(repr, needed[:MOST_SHOWN]))} of the module")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with its numbers in memory."""
+    torch = _torch("Reading PyTorch's files")
+    if not isinstance(value, torch.Tensor):
+        return False
+    is_dense = value.layout == torch.strided and not value.is_quantized and not value.is_complex()
+    return is_dense and value.device.type != "meta" and type(value) in (torch.Tensor, torch.nn.Parameter)
+
+
+def dtype_of(tensor: Any) -> str:
+    """NumPy's name of a tensor's type."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def array_of(tensor: Any) -> NDArray[Any]:
+    """A copy of a tensor, on whatever device."""
+    torch = _torch("Reading PyTorch's tensors")
+    held = tensor.detach().cpu().contiguous()
+    if held.dtype == torch.bfloat16:
+        return np.array(held.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+    return np.array(held.numpy())
+
+
+def tensor_of(array: NDArray[Any]) -> Any:
+    """A tensor of an array's values and type."""
+    torch = _torch("Loading weights")
+    copied = np.array(array)
+    if copied.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(copied.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(copied)
+
+
+def _torch(purpose: str) -> Any:
+    torch: Any = require("torch", "torch", purpose)
+    found = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    if found is not None and (int(found[1]), int(found[2])) < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise MissingExtra(
+            f"{purpose} needs torch {wanted} or newer, whose loader runs no code of the file; {torch.__version__} is "
+            "installed. Install it with: pip install --upgrade 'batchnorm[torch]'"
+        )
+    return torch
+
+
+def _inert() -> list[Any]:
+    """Classes that training scripts leave in checkpoints, and that do nothing but hold data."""
+    scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # pyright: ignore[reportAssignmentType]
+    rebuilt: Callable[..., Any] = np.zeros(0).__reduce__()[0]  # pyright: ignore[reportAssignmentType]
+    types_of_numbers = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdU"]
+    return [
+        argparse.Namespace,
+        types.SimpleNamespace,
+        collections.defaultdict,
+        pathlib.PosixPath,
+        pathlib.PurePosixPath,
+        np.dtype,
+        np.ndarray,
+        *dict.fromkeys(types_of_numbers),
+        (scalar, "numpy._core.multiarray.scalar"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (rebuilt, "numpy._core.multiarray._reconstruct"),
+        (rebuilt, "numpy.core.multiarray._reconstruct"),
+    ]
+
+
+def _refusal(path: str, error: Exception) -> Exception:
+    if isinstance(error, MemoryError):
+        return _damaged(path, error)
+    blocked = BLOCKED.search(str(error))
+    if blocked is None:
+        return _damaged(path, error)
+    return ModelFileError(
+        f"{path}: it needs code to be loaded ({blocked[1]}), and nothing of a file is run. Save "
+        "model.state_dict() instead, or pass the model as package.module:name with --weights."
+    )
+
+
+def _damaged(path: str, error: Exception) -> ModelFileError:
+    text = _one_line(str(error))[:200]
+    return ModelFileError(f"{path}: PyTorch cannot read it ({type(error).__name__}: {text}). {AGAIN}.")
+
+
+def _one_line(text: str) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(plain.split()))

@@ -1,0 +1,140 @@
+"""``.pt``, ``.pth``, ``.ckpt``, ``.bin``: checkpoints of PyTorch, whatever they wrap their state dicts in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+from batchnorm.core.record import LayerRecord
+from batchnorm.engines.torch_files import array_of, dtype_of, is_plain, load_script, load_weights_only
+
+from .keras_records import numbered
+from .modelfile import ModelFile, quoted, unreadable
+from .state_dict import Found, Tensor, norms_among
+from .torch_script import settings_of
+
+__all__ = ["arrays_of_pickle", "arrays_of_zip", "read_pickle", "read_script", "read_zip", "state_dicts"]
+
+MOST_DEPTH = 8
+MOST_CONTAINERS = 20_000
+# Where a file holds several copies of one network, the first of these is read.
+PREFERRED = ("state_dict", "model_state_dict", "model", "module", "net", "network")
+COPIES_NOTE = "The file holds the same layers in {}; those of {} are read"
+SCRIPT_NOTE = "Settings are those of the TorchScript graph"
+Path = tuple[str, ...]
+
+
+def read_zip(path: str) -> ModelFile:
+    """The batch normalizations of a checkpoint; only their arrays are read."""
+    return _checkpoint(path, load_weights_only(path, is_zip=True))
+
+
+def read_pickle(path: str) -> ModelFile:
+    """The same of the older form, which is read as a whole."""
+    return _checkpoint(path, load_weights_only(path, is_zip=False))
+
+
+def arrays_of_zip(path: str) -> list[dict[str, Tensor]]:
+    """Every state dict of a checkpoint."""
+    return [tensors for _, tensors in state_dicts(load_weights_only(path, is_zip=True))]
+
+
+def arrays_of_pickle(path: str) -> list[dict[str, Tensor]]:
+    """The same of the older form."""
+    return [tensors for _, tensors in state_dicts(load_weights_only(path, is_zip=False))]
+
+
+def read_script(path: str, *, trust: bool) -> ModelFile:
+    """Those of a TorchScript archive.
+
+    Raises
+    ------
+    ModelFileError
+        Without ``trust``: PyTorch's loader runs code of the file.
+    """
+    if not trust:
+        raise unreadable(
+            path,
+            "a TorchScript archive, whose loader runs code of the file",
+            "Pass --trust if you trust who made it, or save model.state_dict() or torch.export.save",
+        )
+    module = load_script(path)
+    found = norms_among(_tensors(cast("dict[str, Any]", module.state_dict())))
+    settings = settings_of(module)
+    records = tuple(settings[each.name].applied(each) if each.name in settings else each for each in found.layers)
+    is_known = all(record.epsilon is not None for record in records)
+    notes = (SCRIPT_NOTE,) if is_known and records else found.notes
+    return ModelFile(path=path, format="torchscript", layers=records, other_layers=found.other_layers, notes=notes)
+
+
+def state_dicts(value: Any) -> list[tuple[Path, dict[str, Tensor]]]:
+    """Every dictionary of tensors inside a checkpoint, with the keys on the way to it."""
+    found: list[tuple[Path, dict[str, Tensor]]] = []
+    seen: set[int] = set()
+    for place, container in _containers(value, (), seen):
+        tensors = _tensors(container)
+        if tensors:
+            found.append((place, tensors))
+    return found
+
+
+def _checkpoint(path: str, value: Any) -> ModelFile:
+    found = [(place, norms_among(tensors)) for place, tensors in state_dicts(value)]
+    holding = [(place, each) for place, each in found if each.layers or each.notes]
+    networks, notes = _networks(holding)
+    several = len(networks) > 1
+    records = [_placed(record, place if several else ()) for place, each in networks for record in each.layers]
+    notes += [note for _, each in networks for note in each.notes]
+    others = tuple(name for _, each in (networks or found) for name in each.other_layers)
+    return ModelFile(
+        path=path, format="torch", layers=numbered(records), other_layers=others, notes=tuple(dict.fromkeys(notes))
+    )
+
+
+def _containers(value: Any, place: Path, seen: set[int]) -> Iterator[tuple[Path, Mapping[Any, Any]]]:
+    if not isinstance(value, Mapping) or id(cast("object", value)) in seen or len(place) > MOST_DEPTH:
+        return
+    seen.add(id(cast("object", value)))
+    if len(seen) > MOST_CONTAINERS:
+        return
+    container = cast("Mapping[Any, Any]", value)
+    yield place, container
+    for key, inner in container.items():
+        yield from _containers(inner, (*place, str(key)), seen)
+
+
+def _tensors(container: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {
+        key: Tensor(tuple(value.shape), dtype_of(value), partial(array_of, value))
+        for key, value in container.items()
+        if isinstance(key, str) and is_plain(value)
+    }
+
+
+def _networks(holding: list[tuple[Path, Found]]) -> tuple[list[tuple[Path, Found]], list[str]]:
+    """One of several copies of each network, and what was left out."""
+    copies: dict[tuple[str, ...], list[tuple[Path, Found]]] = {}
+    for place, found in holding:
+        copies.setdefault(tuple(record.name for record in found.layers), []).append((place, found))
+    chosen: list[tuple[Path, Found]] = []
+    notes: list[str] = []
+    for names, same in copies.items():
+        if not names:
+            chosen.extend(same)
+            continue
+        best = min(same, key=lambda each: _rank(each[0]))
+        chosen.append(best)
+        if len(same) > 1:
+            places = " and ".join(quoted("/".join(place) or ".") for place, _ in same)
+            notes.append(COPIES_NOTE.format(places, quoted("/".join(best[0]) or ".")))
+    return chosen, notes
+
+
+def _rank(place: Path) -> int:
+    return next((PREFERRED.index(key) for key in place if key in PREFERRED), len(PREFERRED))
+
+
+def _placed(record: LayerRecord, place: Path) -> LayerRecord:
+    return replace(record, name="/".join(part for part in (*place, record.name) if part)) if place else record
