@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from batchnorm.core.protocols import Capture
 from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refused, UnknownLayer, require
 
-__all__ = ["array_of", "is_live", "live_layers", "run_file", "run_live"]
+__all__ = ["array_of", "is_live", "live_layers", "open_file", "run_live"]
 
 PURPOSE = "Running this model"
 NORM_SETTINGS = ("axis", "epsilon", "momentum", "moving_mean", "moving_variance")
@@ -21,24 +21,21 @@ BACKENDS = ("tensorflow", "torch", "jax")
 WRAPPED = ("layer", "forward_layer", "backward_layer")
 
 
-def run_file(path: str, x: Any, capture: Sequence[str], names: Sequence[str]) -> tuple[Any, Capture]:
-    """Load a model file in Keras, with ``safe_mode`` on, and run it in inference mode.
+def open_file(path: str, names: Sequence[str]) -> Callable[[Any, Sequence[str]], tuple[Any, Capture]]:
+    """Load a model file in Keras, with ``safe_mode`` on; what is returned runs it in inference mode.
 
     Parameters
     ----------
     path : str
         A ``.keras``, ``.h5`` or ``.hdf5`` file, or an unzipped ``.keras``.
-    x : array, or list or dict of arrays
-        The model's input, batch first.
-    capture : sequence of str
-        Names of records.
     names : sequence of str
         The names of all records of the file, in their order.
 
     Returns
     -------
-    outputs, captured
-        Arrays in the structure of the model's outputs; name -> (input, output) of each call of that layer.
+    callable
+        Takes the model's input, batch first (an array, or a list or dict of them), and names of records to capture;
+        returns arrays in the structure of the model's outputs, and name -> (input, output) of each call of that layer.
 
     Raises
     ------
@@ -48,11 +45,15 @@ def run_file(path: str, x: Any, capture: Sequence[str], names: Sequence[str]) ->
         Keras is not installed.
     """
     model = _load(_keras(), path)
-    layers = dict(_named(model))
-    unknown = [name for name in capture if name not in layers]
-    if unknown and len(names) == len(layers):  # names that Keras makes anew at loading: the order is what is left
-        layers = dict(zip(names, layers.values(), strict=True))
-    return run_live(model, x, capture, layers)
+    own = dict(_named(model))
+
+    def run(x: Any, capture: Sequence[str]) -> tuple[Any, Capture]:
+        unknown = [name for name in capture if name not in own]
+        # Names that Keras makes anew at loading: the order is what is left.
+        renamed = unknown and len(names) == len(own)
+        return run_live(model, x, capture, dict(zip(names, own.values(), strict=True)) if renamed else own)
+
+    return run
 
 
 def run_live(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from batchnorm.core.protocols import Capture
 from batchnorm.core.record import LayerRecord
 
 from .archive import MOST_TEXT, Archive
@@ -102,14 +101,16 @@ def major_version(text: Any) -> int | None:
 
 
 def runner(path: str, records: Sequence[LayerRecord]) -> Runner:
-    """What runs the model of a file in Keras, which is imported only then."""
-    return partial(_run, path, tuple(record.name for record in records))
+    """What runs the model of a file in Keras, which is imported only then; the model is loaded once."""
+    names = tuple(record.name for record in records)
 
+    @functools.cache
+    def loaded() -> Runner:
+        from batchnorm.engines.keras import open_file
 
-def _run(path: str, names: tuple[str, ...], x: Any, capture: Sequence[str]) -> tuple[Any, Capture]:
-    from batchnorm.engines.keras import run_file
+        return open_file(path, names)
 
-    return run_file(path, x, capture, names)
+    return lambda x, capture: loaded()(x, capture)
 
 
 def _whole_model(path: str, config: Config, store: Store, metadata: Config) -> ModelFile:
