@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchnorm import testing
     from batchnorm.api import explain, explain_arrays, list_layers, load
     from batchnorm.comparing import diff
     from batchnorm.core.accumulator import Accumulator, merge_moments
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
     from batchnorm.layers.fitting import SGD
     from batchnorm.layers.numpy import BatchNormalization
+    from batchnorm.verifying import verify
 
 __version__ = "0.1.0"
 
@@ -49,6 +51,8 @@ __all__ = [
     "merge_moments",
     "moments",
     "normalize",
+    "testing",
+    "verify",
 ]
 
 HOMES = {
@@ -67,11 +71,14 @@ HOMES = {
     ),
     "layers.fitting": ("SGD",),
     "layers.numpy": ("BatchNormalization",),
+    "verifying": ("verify",),
 }
 _HOME = {name: module for module, names in HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return import_module("batchnorm.testing")
     if name not in _HOME:
         raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")
     value = getattr(import_module(f"batchnorm.{_HOME[name]}"), name)

@@ -172,7 +172,7 @@ def explain(
     elif x is None and layer is None:
         layers = _verdicts(records, request)
     else:
-        layers = (explain_layer(_chosen(records, layer), request),)
+        layers = (explain_layer(chosen(records, layer), request),)
     return Explanation(_info(read), layers, _notes(read, epsilon))
 
 
@@ -272,38 +272,43 @@ def _with_data(
     _, captured = read.run(data, capture=[record.name for record in records])
     reached = {record.name: captured.get(record.name, []) for record in records}
     gap = first_gap(records, {name: [x for x, _ in calls] for name, calls in reached.items()})
-    named = None if layer is None else _chosen(records, layer)
-    chosen = named or (gap.record if gap else next((r for r in records if reached[r.name]), None))
-    if chosen is None or not reached[chosen.name]:
-        raise ArgumentError(
-            f"explain: this data does not reach {chosen.name if chosen else 'any batch normalization'}."
-        )
-    calls = reached[chosen.name]
+    named = None if layer is None else chosen(records, layer)
+    one = named or (gap.record if gap else next((r for r in records if reached[r.name]), None))
+    if one is None or not reached[one.name]:
+        raise ArgumentError(f"explain: this data does not reach {one.name if one else 'any batch normalization'}.")
+    calls = reached[one.name]
     x, y = calls[0]
-    upstream = gap.record.name if gap is not None and records.index(chosen) > gap.position else None
+    upstream = gap.record.name if gap is not None and records.index(one) > gap.position else None
     model_y = y if request.mode == "inference" else None
-    found = explain_layer(chosen, dataclasses.replace(request, x=x, model_y=model_y, upstream=upstream))
+    found = explain_layer(one, dataclasses.replace(request, x=x, model_y=model_y, upstream=upstream))
     several = f"The model calls this layer {len(calls)} times; what is shown is the first call."
     because = (gap_sentence(gap, len(records)), *found.because, *([several] if len(calls) > 1 else []))
     return (dataclasses.replace(found, because=because),)
 
 
-def _chosen(records: list[LayerRecord], layer: str | None) -> LayerRecord:
+def chosen(records: Sequence[LayerRecord], layer: str | None, who: str = "explain") -> LayerRecord:
+    """The layer of that name, or of an unambiguous tail of it; without a name, the only one there is.
+
+    Raises
+    ------
+    UnknownLayer
+        None or several; the message lists them.
+    """
     names = [record.name for record in records]
     if layer is None:
         if len(records) == 1:
             return records[0]
-        raise UnknownLayer(f"explain: name one of {len(names)} layers with --layer: {_some(names)}.")
+        raise UnknownLayer(f"{who}: name one of {len(names)} layers with --layer: {_some(names)}.")
     for same in (str.__eq__, _is_path_tail, str.endswith):
         found = [record for record in records if same(record.name, layer)]
         if len(found) == 1:
             return found[0]
         if found:
             raise UnknownLayer(
-                f"explain: {layer!r} is the tail of {len(found)} layers: {_some([r.name for r in found])}."
+                f"{who}: {layer!r} is the tail of {len(found)} layers: {_some([r.name for r in found])}."
             )
     near = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or names
-    raise UnknownLayer(f"explain: no batch normalization {layer!r}; the nearest: {_some(near)}.")
+    raise UnknownLayer(f"{who}: no batch normalization {layer!r}; the nearest: {_some(near)}.")
 
 
 def _is_path_tail(name: str, tail: str) -> bool:

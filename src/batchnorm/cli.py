@@ -172,6 +172,61 @@ def diff_command(a: str, b: str, eps: float | None, form: str, as_json: bool, wi
     return FINDINGS if found.changes_output else CLEAN
 
 
+@program.command("verify", epilog=MODEL_HELP)
+@_model_options
+@click.argument("other", required=False)
+@click.option("--layer", metavar="NAME", help="Only this layer: its name, or an unambiguous tail of it.")
+@click.option("--x", metavar="VALUES|FILE.npy", help="The input of the LAYER: 1,5 or [[1], [5]] or an array file.")
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="The input of the MODEL, run batch by batch: .npy, .npz, or package.module:name, an iterable of batches.",
+)
+@click.option("--random", type=int, default=64, show_default=True, help="Samples drawn with the layer's statistics.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@click.option("--engines", metavar="A,B", help="Only these; one that is not installed is a failure.")
+@click.option("--atol", type=float, help="Allow this much instead of the derived bound.")
+@click.option("--rtol", type=float, help="And this share of the reference.")
+@click.option("--save-inputs", metavar="FILE.npz", help="Write what the layers were fed.")
+@click.option("--load-inputs", metavar="FILE.npz", help="Feed the layers from such a file.")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Samples run at once.")
+@click.option("--force", is_flag=True, help="Replace an existing file of --save-inputs.")
+@_output_options
+def verify_command(
+    model: str,
+    other: str | None,
+    eps: float | None,
+    x: str | None,
+    data: str | None,
+    engines: str | None,
+    form: str,
+    as_json: bool,
+    wide: bool,
+    **asked: Any,
+) -> int:
+    """Whether every engine computes what the model's batch normalizations should give.
+
+    Each is held against the float64 formula, on the input that reaches it (--data), on --x, or on numbers drawn with
+    its statistics. With OTHER two models are compared layer by layer: the first layer where they part, and why. Exit
+    status 1 if anything differs or fails.
+    """
+    from batchnorm import inputs
+    from batchnorm.verifying import verify
+
+    with _stdout_kept(), _busy("Asking the engines", True):
+        found = verify(
+            _opened(model),
+            None if other is None else _opened(other),
+            x=None if x is None else inputs.values(x, "--x"),
+            data=None if data is None else inputs.model_batches(data),
+            engines=None if engines is None else [name.strip() for name in engines.split(",")],
+            epsilon=eps,
+            **asked,
+        )
+    _print(found, form, as_json, wide)
+    return CLEAN if found.agrees else FINDINGS
+
+
 @program.command("demo")
 @_output_options
 def demo_command(form: str, as_json: bool, wide: bool) -> int:

@@ -14,7 +14,7 @@ from batchnorm.core.protocols import Model
 from batchnorm.errors import NoBatchNorm
 from batchnorm.results import Diff, ModelInfo
 
-__all__ = ["diff"]
+__all__ = ["diff", "info", "kindred", "opened"]
 
 AXIS_FREE = {"keras", "weights.h5", "weights.json", "hdf5", "hdf5 weights", "numpy"}
 """Formats that spell axis and mode as Keras does."""
@@ -61,7 +61,7 @@ def diff(a: Any, b: Any, *, epsilon: float | None = None) -> Diff:
     """
     models = [opened(one, epsilon) for one in (a, b)]
     first, second = models
-    found = compare(first.layers, second.layers, kindred=_family(first) == _family(second))
+    found = compare(first.layers, second.layers, kindred=kindred(first, second))
     infos = (info(a, first), info(b, second))
     return Diff(infos, found.pairs, found.only_a, found.only_b, _notes(models, found))
 
@@ -84,6 +84,11 @@ def info(given: Any, read: Model) -> ModelInfo:
     """Path, format and SHA-256 of a model; the last None for folders and live objects."""
     from_file = isinstance(given, (str, os.PathLike, Model)) and Path(read.path).is_file()
     return ModelInfo(read.path, read.format, _sha256(Path(read.path)) if from_file else None)
+
+
+def kindred(a: Model, b: Model) -> bool:
+    """Whether two models come from formats that spell axis and mode alike."""
+    return _family(a) == _family(b)
 
 
 def _sha256(place: Path) -> str:

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from batchnorm.errors import ArgumentError
 
-__all__ = ["array_file", "index", "model_input", "named_object", "names_object", "values"]
+__all__ = [
+    "array_file",
+    "batch_input",
+    "index",
+    "model_batches",
+    "model_input",
+    "named_object",
+    "names_object",
+    "values",
+]
 
 Array = NDArray[Any]
 MOST_QUOTED = 60
@@ -157,12 +166,22 @@ def model_input(path: str) -> Any:
     return next(iter(named.values())) if len(named) == 1 else named
 
 
+def model_batches(path: str) -> Any:
+    """As `model_input`, but a named iterable is left one, and the array of a .npy file stays on the disk until read."""
+    if names_object(path):
+        return named_object(path)
+    if path.lower().endswith(".npy"):
+        with _as_argument(path, "--data"):
+            return _real(np.load(path, mmap_mode="r", allow_pickle=False), path, "--data")
+    return model_input(path)
+
+
 def _whole(value: Any, name: str) -> Any:
     if hasattr(value, "__array__"):
         return _real(np.asarray(value), name, "--data")
     if not isinstance(value, Iterable):
         raise ArgumentError(f"--data: {name} is a {type(value).__name__}; give an array or an iterable of batches.")
-    batches = [_inputs(batch, name) for batch in cast("Iterable[Any]", value)]
+    batches = [batch_input(batch, name) for batch in cast("Iterable[Any]", value)]
     if not batches:
         raise ArgumentError(f"--data: {name} holds no batch.")
     try:
@@ -173,7 +192,8 @@ def _whole(value: Any, name: str) -> Any:
         raise ArgumentError(f"--data: the batches of {name} do not go together ({error}).") from None
 
 
-def _inputs(batch: Any, name: str) -> Any:
+def batch_input(batch: Any, name: str) -> Any:
+    """What a model is fed of one batch: an array, named arrays, or the first of a tuple ``(x, y)``."""
     parts: tuple[Any, ...] = tuple(cast("Any", batch)) if isinstance(batch, (tuple, list)) else (batch,)
     if not parts:
         raise ArgumentError(f"--data: {name} holds a batch without an input.")

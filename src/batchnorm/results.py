@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from batchnorm.analysis.agreement import EngineResult
 from batchnorm.analysis.difference import LayerPair
+from batchnorm.analysis.divergence import Divergence
 from batchnorm.analysis.explanation import LayerExplanation
 from batchnorm.analysis.reasons import verdict
 from batchnorm.analysis.signs import effective_scale, epsilon_dominated, signs_of
 from batchnorm.core.record import ARRAYS, LayerRecord
 from batchnorm.render.document import dumps, plain
 
-__all__ = ["Diff", "Explanation", "Listing", "ModelInfo", "Result", "record_document"]
+__all__ = ["Diff", "Explanation", "Listing", "ModelInfo", "Result", "Verification", "record_document"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,44 @@ class Diff(Result):
     def to_document(self) -> dict[str, Any]:
         """See `Result`."""
         return {"schema": self.schema, **plain(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What the layers were fed: ``source`` is "data", "x", "random" or "saved inputs"; the seed where it was drawn."""
+
+    source: str
+    seed: int | None
+    atol: float | None
+    rtol: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verification(Result):
+    """Every batch normalization on every engine beside the float64 reference; or two models beside each other."""
+
+    schema: ClassVar[str] = "batchnorm/verify/1"
+    models: tuple[ModelInfo, ...]
+    layers: tuple[str, ...]
+    input: Input
+    engines: tuple[EngineResult, ...]
+    model_run: EngineResult | None = None
+    comparison: Divergence | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing differs and nothing failed; an engine that is merely not installed does not count."""
+        results = [*self.engines, *filter(None, [self.model_run])]
+        compared = self.comparison is None or self.comparison.agrees
+        return compared and all(one.status in ("agrees", "unavailable") for one in results)
+
+    def to_document(self) -> dict[str, Any]:
+        """See `Result`."""
+        document = plain(self)
+        models = document.pop("models")
+        about = {"model": models[0]} if len(models) == 1 else {"models": models}
+        return {"schema": self.schema, **about, "agrees": self.agrees, **document}
 
 
 def record_document(record: LayerRecord, *, arrays: bool) -> dict[str, Any]:

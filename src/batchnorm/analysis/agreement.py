@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from batchnorm.core.dtypes import smallest_normal, unit_roundoff
 
-__all__ = ["Agreement", "Decade", "EngineResult", "Errors", "LayerErrors", "Tolerance", "Worst", "allowed"]
+from .constants import Constants
+
+__all__ = ["Agreement", "Decade", "EngineResult", "Errors", "LayerErrors", "Tolerance", "Worst", "allowed", "error_of"]
 
 Status = Literal["agrees", "differs", "unavailable", "failed"]
 Array = NDArray[Any]
@@ -108,15 +110,18 @@ class EngineResult:
     worst: Worst | None = None
 
 
-def allowed(x: Array, y: Array, size: Wide, mean: Wide, beta: Wide, dtype: str) -> Wide:
-    """``4u(abs(gamma*inv_std)(abs(x) + abs(mean)) + abs(beta) + abs(y))``, u the unit roundoff of ``dtype``.
+def allowed(constants: Constants, x: Array, y: Array) -> Wide:
+    """``4u(abs(gamma*inv_std)(abs(x) + abs(mean)) + abs(beta) + abs(y))``, u the unit roundoff of the type of ``y``.
 
-    ``size`` is ``abs(gamma*inv_std)``; all broadcast. It covers subtract-first and scale-and-shift alike, each rounded
-    at every step: half a dozen roundings, none of more than u of its result. One more is the smallest normal number,
-    which some engines flush to 0.
+    All broadcast. It covers subtract-first and scale-and-shift alike, each rounded at every step: half a dozen
+    roundings, none of more than u of its result. One more is the smallest normal number, which some engines flush to 0.
     """
-    terms = size * (np.abs(x) + np.abs(mean)) + np.abs(beta) + np.abs(y)
-    return 4 * unit_roundoff(dtype) * terms + smallest_normal(dtype)
+    dtype = y.dtype.name
+    inputs, outputs = np.abs(x.astype(np.float64)), np.abs(y.astype(np.float64))
+    with np.errstate(all="ignore"):
+        scale = np.abs(constants.scale())
+        terms = scale * (inputs + np.abs(constants.moving_mean)) + np.abs(constants.beta) + outputs
+        return 4 * unit_roundoff(dtype) * terms + smallest_normal(dtype)
 
 
 @dataclass(slots=True)
@@ -138,7 +143,7 @@ class Errors:
         if not y.size:
             return
         expected = _in_range(reference, dtype)
-        error = _error(y.astype(np.float64), expected)
+        error = error_of(y.astype(np.float64), expected)
         size = np.abs(expected)
         with np.errstate(all="ignore"):
             relative = np.where(size > 0, error / size, 0.0)
@@ -187,7 +192,7 @@ class Agreement:
 
     engine: str
     order: tuple[str, ...]
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance
     version: str | None = None
     dtype: str | None = None
     failure: str | None = None
@@ -258,7 +263,7 @@ def _in_range(reference: Wide, dtype: str) -> Wide:
     return np.where(np.abs(reference) > largest, np.copysign(np.inf, reference), reference)
 
 
-def _error(y: Wide, expected: Wide) -> Wide:
+def error_of(y: Wide, expected: Wide) -> Wide:
     """``abs(y - expected)``; 0 where both are one infinity or both NaN, infinite where just one is no finite number."""
     with np.errstate(invalid="ignore"):
         same = (y == expected) | (np.isnan(y) & np.isnan(expected))

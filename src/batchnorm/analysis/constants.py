@@ -48,8 +48,13 @@ class Constants:
         """A copy with other constants."""
         return dataclasses.replace(self, **changes)
 
+    def along(self, rank: int, axis: int) -> Constants:
+        """A copy whose arrays broadcast over an input of ``rank`` axes with the channels on ``axis``."""
+        shape = tuple(-1 if i == axis % rank else 1 for i in range(rank))
+        return self.replace(**{role: getattr(self, role).reshape(shape) for role in ROLES})
+
     def output(self, x: Array) -> Array:
-        """The output for inputs of shape ``(n, channels)``."""
+        """The output for inputs of shape ``(n, channels)``, or any that the arrays broadcast over."""
         with np.errstate(all="ignore"):  # a damaged variance gives NaN, as in every engine
             return normalized(np, x, self.moving_mean, self.moving_variance, self.gamma, self.beta, self.epsilon)
 

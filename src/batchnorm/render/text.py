@@ -18,6 +18,7 @@ from rich.text import Text
 
 from .comparison import draw_diff
 from .pieces import Document, add_row, named, print_notes, print_table, printable, short, table
+from .verification import draw_verify
 
 __all__ = ["WIDTH", "console", "draw", "printable", "render"]
 
@@ -278,6 +279,7 @@ _WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
 DRAWN: dict[str, Callable[[Document, Console, bool], None]] = {
     "list": draw_list,
     "diff": draw_diff,
+    "verify": draw_verify,
     "explain": draw_explain,
     "demo": draw_demo,
     "doctor": draw_doctor,

@@ -1,0 +1,101 @@
+"""Verifications as text: engines beside the reference, and two models beside each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from .pieces import Document, add_row, named, print_notes, print_table, printable, short, table
+
+__all__ = ["draw_verify"]
+
+BOUND = "4u(|gamma*inv_std|(|x| + |mean|) + |beta| + |y|)"
+SOURCES = {
+    "data": "the input that reaches each layer",
+    "x": "the input given",
+    "saved inputs": "the inputs saved before",
+    "random": "numbers drawn with each layer's statistics",
+}
+MOST_PAIRS = 20
+
+
+def draw_verify(document: Document, to: Console, wide: bool) -> None:
+    """The verdict, a row for each engine, what is behind each that does not agree; then the other model."""
+    models = [document["model"]] if "model" in document else document["models"]
+    for model in models:
+        to.print(Text(f"{printable(model['path'])} ({printable(model['format'])})", style="bold"))
+    count = len(document["layers"])
+    to.print(f"  {count} batch normalization{'' if count == 1 else 's'} on {SOURCES[document['input']['source']]}.")
+    if document["engines"]:
+        _draw_engines(document, to, wide)
+    if document["comparison"] is not None:
+        _draw_comparison(document["comparison"], to)
+    print_notes(document, to)
+
+
+def _draw_engines(document: Document, to: Console, wide: bool) -> None:
+    given = document["input"]
+    tolerated = given["atol"] is not None or given["rtol"] is not None
+    limit = f"{given['atol'] or 0:g} + {given['rtol'] or 0:g}*|y|" if tolerated else BOUND
+    to.print(Text(f"  Allowed beside the float64 reference: {limit}.", style="dim"))
+    to.print()
+    run = document["model_run"]
+    engines = [*document["engines"], *([run] if run is not None else [])]
+    names = ["engine", "version", "verdict", "max abs", "max rel", "ulp", "of bound"]
+    drawn = table([*names, *(["needs tolerance"] if wide else [])], left=("engine", "version", "verdict"), gap=1)
+    for engine in engines:
+        numbers = [short(engine[key], 2) for key in ("max_abs", "max_rel", "max_ulp", "share_of_bound")]
+        more = [short(engine["required_tolerance"], 2)] if wide else []
+        name = "the model itself" if engine is run else engine["name"]
+        add_row(drawn, (name, engine["version"] or "-", engine["status"], *numbers, *more))
+    print_table(drawn, to)
+    for engine in engines:
+        if engine["why"] is not None:
+            first = engine["first_differing_layer"]
+            at = "" if first is None else f" First differs at {named(first)}."
+            text = f"{engine['name']}: {engine['why']}.{at}"
+            to.print(Padding(Text(printable(text)), (0, 0, 0, 2)))
+    _draw_decades([engine for engine in engines if engine["status"] == "differs"], to)
+
+
+def _draw_decades(engines: list[Any], to: Console) -> None:
+    for engine in engines:
+        to.print()
+        to.print(Text(f"  {engine['name']}, by the size of the output:"))
+        drawn = table(["|y| from", "outputs", "max abs", "max rel"], left=())
+        for row in engine["by_decade"]:
+            size = "0 or not finite" if row["decade"] is None else f"1e{row['decade']}"
+            add_row(drawn, (size, row["count"], short(row["max_abs"], 2), short(row["max_rel"], 2)))
+        print_table(drawn, to)
+
+
+def _draw_comparison(comparison: Document, to: Console) -> None:
+    to.print()
+    pairs, first = comparison["pairs"], comparison["first_diverging"]
+    if first is None:
+        to.print(f"  The models agree in {'all ' if len(pairs) > 1 else ''}{len(pairs)} layers.")
+    else:
+        name = named(first["a"]) if first["a"] == first["b"] else f"{named(first['a'])} ({named(first['b'])})"
+        to.print(Text(f"  They part at {name}. Cause: {first['cause']}. {_sentence(first['why'])}"))
+    shown = [pair for pair in pairs if pair["diverges"]][:MOST_PAIRS]
+    if shown:
+        drawn = table(["layer", "inputs apart", "outputs apart", "cause"], left=("layer", "cause"))
+        for pair in shown:
+            cells = (short(pair["input_max_abs"], 3), short(pair["max_abs"], 3), pair["cause"])
+            add_row(drawn, (named(pair["a"]), *cells))
+        print_table(drawn, to)
+    outputs = comparison["outputs"]
+    if outputs is not None:
+        verdict = "differ" if not outputs["agrees"] else ("agree" if first is None else "differ little")
+        share = f"{short(outputs['max_rel'], 2)} of the largest"
+        to.print(f"  The models' outputs {verdict}: up to {short(outputs['max_abs'], 3)} apart, {share}.")
+    for side, names in (("first", comparison["only_a"]), ("second", comparison["only_b"])):
+        if names:
+            to.print(Text(f"  Only in the {side}: {', '.join(map(named, names))}"))
+
+
+def _sentence(text: str) -> str:
+    return f"{printable(text[:1].upper() + text[1:])}."

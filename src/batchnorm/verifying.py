@@ -1,0 +1,298 @@
+"""What a model's batch normalizations give on every engine, and where two models part: ``bn.verify``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from batchnorm.analysis.agreement import Agreement, EngineResult, Tolerance, allowed
+from batchnorm.analysis.constants import Constants
+from batchnorm.api import chosen
+from batchnorm.comparing import info, opened
+from batchnorm.core.protocols import Model
+from batchnorm.core.record import LayerRecord
+from batchnorm.engines.norms import ENGINES, NormCall, installed
+from batchnorm.engines.workers import TIMEOUT, EngineFailed, Workers
+from batchnorm.errors import ArgumentError
+from batchnorm.feeding import Fed, Saver, batches, captured, drawn, given, loaded
+from batchnorm.results import Input, Verification
+from batchnorm.siblings import compare_runs
+
+__all__ = ["verify"]
+
+SAMPLES = 64
+BATCH = 8
+"""Samples a model is run on at once: the activations of all its layers lie in memory together."""
+DRAWN = 1024
+"""Samples drawn at once, for one layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """The options of a verification that say what is fed and what is allowed."""
+
+    layer: str | None
+    x: Any
+    data: Any
+    random: int
+    seed: int
+    load_inputs: Any
+    batch_size: int
+    tolerance: Tolerance
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the model."""
+        sources = {"x": self.x, "data": self.data, "load_inputs": self.load_inputs}
+        named = [name for name, value in sources.items() if value is not None]
+        if len(named) > 1:
+            raise ArgumentError(f"verify: give one of x, data and load_inputs; got {' and '.join(named)}.")
+        for name, value in (("random", self.random), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise ArgumentError(f"verify: {name} must be at least 1; got {value}.")
+        if self.seed < 0:
+            raise ArgumentError(f"verify: seed must not be negative; got {self.seed}.")
+        for name, value in (("atol", self.tolerance.atol), ("rtol", self.tolerance.rtol)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise ArgumentError(f"verify: {name} must be a finite number that is not negative; got {value:g}.")
+
+    @property
+    def source(self) -> str:
+        """Where the input comes from, in a word or two."""
+        named = {"x": self.x, "data": self.data, "saved inputs": self.load_inputs}
+        return next((name for name, value in named.items() if value is not None), "random")
+
+    def fed(self, model: Model, records: Sequence[LayerRecord]) -> Iterator[Fed]:
+        """The input of each layer, batch by batch."""
+        if self.x is not None:
+            return given(chosen(records, None, "verify"), self.x)
+        if self.data is not None:
+            return captured(model, records, batches(self.data, self.batch_size))
+        if self.load_inputs is not None:
+            return loaded(self.load_inputs, records)
+        return drawn(records, self.random, self.seed, DRAWN)
+
+
+def verify(
+    model: Any,
+    other: Any = None,
+    *,
+    layer: str | None = None,
+    x: ArrayLike | None = None,
+    data: Any = None,
+    random: int = SAMPLES,
+    seed: int = 0,
+    engines: Sequence[str] | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    save_inputs: str | os.PathLike[str] | None = None,
+    load_inputs: str | os.PathLike[str] | None = None,
+    batch_size: int = BATCH,
+    epsilon: float | None = None,
+    force: bool = False,
+    timeout: float = TIMEOUT,
+) -> Verification:
+    """Whether every engine computes what this model's batch normalizations should give.
+
+    Each layer is computed in inference by each engine's own operation, in a process of its own, and held against the
+    float64 formula. Without a tolerance an engine agrees when everywhere ``abs(y - reference) <=
+    4u(abs(gamma*inv_std)(abs(x) + abs(mean)) + abs(beta) + abs(y))``, u the unit roundoff of its type. With ``other``
+    two models are compared layer by layer on the same input: the first layer where they part, and the cause.
+
+    Parameters
+    ----------
+    model, other : path or object
+        See `load`. Nothing of a live object is changed. ``data`` runs the model in its own engine.
+    layer : str, optional
+        Only this layer, by its name or any unambiguous tail of it.
+    x : array_like, optional
+        The input of the layer.
+    data : array, dict of arrays, or iterable of batches, optional
+        The input of the model: every layer is then verified on what reaches it, and what the model itself made of it
+        is held against the reference, too. An iterable is consumed batch by batch.
+    random, seed : int
+        Without ``x``, ``data`` and ``load_inputs``: so many samples of each channel, drawn with the layer's statistics.
+    engines : sequence of str, optional
+        Names from `batchnorm.engines.norms.ENGINES`. None is every one that is installed (with ``other``, none). One
+        that is named and not installed has failed.
+    atol, rtol : float, optional
+        Allow ``atol + rtol*abs(reference)`` instead of the derived bound; one alone leaves the other 0.
+    save_inputs, load_inputs : path, optional
+        Write what the layers were fed to a .npz file; feed them from one.
+    batch_size : int
+        Samples run at once; arrays of ``data`` are cut so. Memory does not grow with the number of samples.
+    epsilon : float, optional
+        As in `load`.
+    force : bool
+        Replace an existing file of ``save_inputs``.
+    timeout : float
+        Seconds an engine may take for one answer.
+
+    Returns
+    -------
+    Verification
+        ``.agrees``; ``.engines`` with the largest absolute and relative error, the ULPs, the tolerance that would be
+        required, errors by decade and the first layer that differs; ``.comparison`` with ``other``.
+
+    Raises
+    ------
+    NoBatchNorm, UnknownLayer, ModelFileError, MissingExtra
+        As in `load` and `explain`.
+    ArgumentError
+        An unknown engine, an epsilon that is not known, input of the wrong name or shape.
+
+    Examples
+    --------
+    >>> found = verify("examples/digits.keras", engines=["numpy"])
+    >>> found.agrees, found.engines[0].status
+    (True, 'agrees')
+    """
+    wanted = Wanted(layer, x, data, random, seed, load_inputs, batch_size, Tolerance(atol, rtol))
+    names = _engine_names(engines, alone=other is None)
+    read = opened(model, epsilon)
+    records, notes = _verifiable(read, layer)
+    with contextlib.ExitStack() as stack:
+        saver = None
+        if save_inputs is not None:
+            saver = Saver(save_inputs, records, force=force)
+            stack.callback(saver.discard)
+        if other is not None:
+            sibling = opened(other, epsilon)
+            comparison, more = compare_runs(
+                read,
+                sibling,
+                records,
+                wanted.tolerance,
+                wanted.data,
+                wanted.batch_size,
+                lambda: wanted.fed(read, records),
+            )
+            models = (info(model, read), info(other, sibling))
+        else:
+            comparison, more, models = None, (), (info(model, read),)
+        results, run = (), None
+        if names or saver is not None or other is None:
+            workers = stack.enter_context(Workers(timeout))
+            results, run = Round(workers, names, engines is not None, records, wanted.tolerance).over(
+                wanted.fed(read, records), saver
+            )
+        if saver is not None:
+            saver.finish()
+    how = Input(wanted.source, seed if wanted.source == "random" else None, atol, rtol)
+    layers = tuple(record.name for record in records)
+    return Verification(models, layers, how, results, run, comparison, (*notes, *more))
+
+
+@dataclass(slots=True, eq=False)
+class Round:
+    """All engines over everything that is fed."""
+
+    workers: Workers
+    names: Sequence[str]
+    asked: bool
+    records: Sequence[LayerRecord]
+    tolerance: Tolerance
+    agreements: dict[str, Agreement] = field(default_factory=dict[str, Agreement])
+
+    def over(self, source: Iterable[Fed], saver: Saver | None) -> tuple[tuple[EngineResult, ...], EngineResult | None]:
+        """The result of each engine, and of the model's own run."""
+        order = tuple(record.name for record in self.records)
+        lacking = {name: missing for name in self.names if (missing := installed(ENGINES[name])) is not None}
+        self.agreements = {n: Agreement(n, order, self.tolerance) for n in self.names if n not in lacking}
+        run = Agreement("model", order, self.tolerance)
+        for fed in source:
+            if saver is not None:
+                saver.add(fed)
+            self._compute(fed)
+            if fed.y is not None:
+                _take_run(run, fed, fed.y)
+        for name, agreement in self.agreements.items():
+            agreement.version = self.workers.versions.get(name)
+        results = [
+            _lacking(name, lacking[name], self.asked) if name in lacking else self.agreements[name].result()
+            for name in self.names
+        ]
+        return tuple(results), run.result() if run.layers else None
+
+    def _compute(self, fed: Fed) -> None:
+        working = [one for one in self.agreements.values() if one.failure is None]
+        if not working:
+            return
+        call = _call(fed)
+        reference = self.workers.compute("reference", call)
+        constants = _constants(fed)
+        for agreement in working:
+            try:
+                y = self.workers.compute(agreement.engine, call)
+            except EngineFailed as error:
+                agreement.failure = f"{fed.record.name}: {error}"
+                continue
+            if y.shape != call.x.shape:
+                agreement.failure = f"{fed.record.name}: its output has the shape {y.shape}, not {call.x.shape}"
+                continue
+            agreement.add(fed.record.name, call.x, y, reference, allowed(constants, call.x, y))
+
+
+def _call(fed: Fed) -> NormCall:
+    record = fed.record
+    dtype = np.float64 if record.dtype == "float64" else np.float32
+    arrays = (record.gamma, record.beta, record.moving_mean, record.moving_variance)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in the engines as well
+        gamma, beta, mean, variance = (None if array is None else array.astype(dtype) for array in arrays)
+        x = np.ascontiguousarray(fed.x.astype(dtype))
+    assert mean is not None
+    assert variance is not None
+    assert record.epsilon is not None
+    return NormCall(x, gamma, beta, mean, variance, record.epsilon, fed.axis)
+
+
+def _constants(fed: Fed) -> Constants:
+    assert fed.record.epsilon is not None
+    return Constants.of(fed.record, fed.record.epsilon).along(fed.x.ndim, fed.axis)
+
+
+def _take_run(run: Agreement, fed: Fed, y: Any) -> None:
+    """What the model itself gave, beside the reference on the very input that it captured."""
+    constants = _constants(fed)
+    reference = constants.output(fed.x.astype(np.float64))
+    run.add(fed.record.name, fed.x, y, reference, allowed(constants, fed.x, y))
+
+
+def _engine_names(engines: Sequence[str] | None, *, alone: bool) -> tuple[str, ...]:
+    if engines is None:
+        return tuple(ENGINES) if alone else ()
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown or not engines or isinstance(engines, str):
+        got = f"no engine {unknown[0]!r}" if unknown else "none named"
+        raise ArgumentError(f"verify: {got}; the engines are {', '.join(ENGINES)}.")
+    return tuple(dict.fromkeys(engines))
+
+
+def _lacking(name: str, missing: str, asked: bool) -> EngineResult:
+    extra = ENGINES[name].extra
+    why = f"{name} needs {missing}, which is not installed. Install it with: pip install 'batchnorm[{extra}]'"
+    return EngineResult(name, None, "failed" if asked else "unavailable", why)
+
+
+def _verifiable(read: Model, layer: str | None) -> tuple[list[LayerRecord], tuple[str, ...]]:
+    """The layers whose output is determined by what the model holds, and what to say of the others."""
+    records = list(read.layers) if layer is None else [chosen(read.layers, layer, "verify")]
+    unknown = [record.name for record in records if record.epsilon is None]
+    if unknown:
+        raise ArgumentError(
+            f"verify: {read.path} holds no epsilon for {unknown[0]!r}, so that its output is not determined. Pass "
+            "--eps E, the epsilon that the model was built with."
+        )
+    without = [r.name for r in records if r.moving_mean is None or r.moving_variance is None]
+    held = [record for record in records if record.name not in without]
+    if not held:
+        raise ArgumentError(f"verify: {read.path} holds no moving statistics for {without[0]!r}; nothing to verify.")
+    notes = tuple(getattr(read, "notes", ()))
+    if without:
+        notes += (f"Left out, as the model holds no moving statistics for them: {', '.join(without[:5])}.",)
+    return held, notes
