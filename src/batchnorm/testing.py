@@ -125,15 +125,14 @@ def _of_torch(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _own(value: Any) -> dict[str, Any]:
-    return vars(value)
+    return value.__dict__
 
 
 def _host(tensor: Any) -> Any:
     torch: Any = sys.modules["torch"]
     # Every byte, whatever the type: NumPy has no bfloat16.
     host: Any = tensor.detach().cpu().contiguous().reshape(-1)
-    found: Any = host.view(torch.uint8).numpy()
-    return found
+    return host.view(torch.uint8).numpy()
 
 
 def _of_flax(model: Any) -> Iterator[tuple[str, Any]]:

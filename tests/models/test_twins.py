@@ -78,3 +78,53 @@ def test_bad_arguments(twins, tmp_path, capsys):
     status, _, err = run(capsys, "diff", twins / "base.keras", tmp_path / "missing.keras")
     assert (status, len(err.splitlines())) == (2, 1)
     assert run(capsys, "diff", twins / "base.keras")[0] == 2
+
+
+def test_verify_names_the_first_layer_and_the_cause(twins):
+    found = json.loads((twins / "verified.json").read_text())
+    assert found.pop("same") is True
+    assert found.pop("run") == "agrees"
+    shape, empty = found.pop("refused")
+    assert "(any, 6, 6, 6)" in shape
+    assert "at least one sample" in empty
+    assert found["epsilon"].pop() == "constant"
+    # Momentum moves nothing in inference; Keras lets the caller's training=False win over a baked training=True.
+    for what in (*SILENT, "mode"):
+        assert found.pop(what) is None
+    for what in ("dtype", "dtype bfloat16"):
+        assert found.pop(what)[:2] == ["second", "precision"]
+    for what, (layer, cause, why) in found.items():
+        assert (layer, cause) == ("second", "constant"), what
+        assert what in why
+
+
+def test_an_epsilon_that_a_file_does_not_hold(twins, capsys):
+    weights = twins / "base.weights.h5"
+    status, _, err = run(capsys, "verify", weights, "--engines", "numpy")
+    assert status == 2
+    assert "--eps" in err
+    assert run(capsys, "verify", weights, "--engines", "numpy", "--eps", "1e-3")[0] == 0
+    status, out, _ = run(capsys, "verify", twins / "base.keras", weights)
+    assert status == 0
+    assert "epsilon" in out
+
+
+def test_every_engine_on_the_input_that_reaches_each_layer(twins):
+    """The command as a user types it; here and in no other test all engines run on one model."""
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "batchnorm", "verify", "base.keras", "--data", "x.npy", "--json"],
+        cwd=twins, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, json.loads((SCHEMAS / "verify.json").read_text("utf-8")))
+    assert [engine["name"] for engine in document["engines"]] == [
+        "reference", "numpy", "keras-tensorflow", "keras-jax", "keras-torch", "keras-ops", "tf.nn", "torch", "jax",
+        "flax", "onnxruntime",
+    ]  # fmt: skip
+    for engine in [*document["engines"], document["model_run"]]:
+        assert engine["status"] == "agrees", engine
+        assert engine["share_of_bound"] <= 1
+        assert [layer["name"] for layer in engine["layers"]] == ["first", "second", "third"]
+        assert sum(row["count"] for row in engine["by_decade"]) == 3 * 20 * 6**3

@@ -92,6 +92,30 @@ def main(folder):
         live[what] = [(pair.a, one.what) for pair in found.pairs for one in pair.differences]
     live["same"] = bn.diff(base, folder / "base.keras").changes_output
     (folder / "live.json").write_text(json.dumps(live))
+    base.save_weights(folder / "base.weights.h5")
+    np.save(folder / "x.npy", x := np.random.default_rng(1).normal(size=(20, *[CHANNELS] * 3)).astype("float32"))
+    (folder / "verified.json").write_text(json.dumps(verified(folder, base, x)))
+
+
+def verified(folder, base, x):
+    """What verify says of each copy beside the base, and that it leaves a live model as it was."""
+    found = {}
+    with bn.testing.assert_unchanged(base, folder):
+        for what in (*BUILT, *EDITED):
+            one = bn.verify(base, folder / f"{what.replace('/', '-')}.keras", data=x)
+            first = one.comparison.first_diverging
+            found[what] = None if first is None else [first.a, first.cause, first.why]
+        found["same"] = bn.verify(base, folder / "base.h5", data=x).agrees
+        found["run"] = bn.verify(base, data=x, engines=["numpy"], batch_size=3).model_run.status
+        found["epsilon"].append(
+            bn.verify(folder / "base.keras", folder / "epsilon.h5").comparison.first_diverging.cause
+        )
+        for wrong in (x[:, :2], np.zeros((0, 6, 6, 6))):
+            try:
+                bn.verify(base, data=wrong, engines=["numpy"])
+            except bn.ArgumentError as error:
+                found.setdefault("refused", []).append(str(error))
+    return found
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from batchnorm.core.protocols import Capture
 from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refused, UnknownLayer, require
 
+from .randomness import random_state_kept
+
 __all__ = ["array_of", "is_live", "live_layers", "open_file", "run_live"]
 
 PURPOSE = "Running this model"
@@ -103,7 +105,8 @@ def _keras() -> Any:
 
 def _load(keras: Any, path: str) -> Any:
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with random_state_kept():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise _refusal(path, error) from error
 

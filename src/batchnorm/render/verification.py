@@ -79,7 +79,7 @@ def _draw_comparison(comparison: Document, to: Console) -> None:
         to.print(f"  The models agree in {'all ' if len(pairs) > 1 else ''}{len(pairs)} layers.")
     else:
         name = named(first["a"]) if first["a"] == first["b"] else f"{named(first['a'])} ({named(first['b'])})"
-        to.print(Text(f"  They part at {name}. Cause: {first['cause']}. {_sentence(first['why'])}"))
+        to.print(Text(f"  They part at {name}, cause {first['cause']}: {printable(first['why'])}."))
     shown = [pair for pair in pairs if pair["diverges"]][:MOST_PAIRS]
     if shown:
         drawn = table(["layer", "inputs apart", "outputs apart", "cause"], left=("layer", "cause"))
@@ -95,7 +95,3 @@ def _draw_comparison(comparison: Document, to: Console) -> None:
     for side, names in (("first", comparison["only_a"]), ("second", comparison["only_b"])):
         if names:
             to.print(Text(f"  Only in the {side}: {', '.join(map(named, names))}"))
-
-
-def _sentence(text: str) -> str:
-    return f"{printable(text[:1].upper() + text[1:])}."
