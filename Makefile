@@ -39,6 +39,7 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/torch_layers.py
+	$(BIN)/python benchmarks/keras_layers.py
 
 docs: $(VENV)/.tests
 	$(BIN)/python tests/analysis/test_golden.py

@@ -177,6 +177,27 @@ def test_half_precision_keeps_float32_statistics(rng, policy):
     assert str(theirs.moving_variance.dtype) == "float16"
 
 
+@pytest.mark.skipif(
+    BACKEND != "torch", reason="on JAX state is an argument; Keras' TensorFlow layers cannot be checkpointed"
+)
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kwargs", [{}, {"virtual_batch_size": 2}])
+def test_activation_checkpointing_updates_once(kwargs, reentrant):
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def after(Layer, **kwargs):
+        layer = Layer(momentum=0.5, **kwargs)
+        layer.build(X.shape)
+        x = torch.tensor(X, requires_grad=True)
+        checkpoint(lambda x: layer(x, training=True), x, use_reentrant=reentrant).square().sum().backward()
+        return state(layer)["moving_mean"]
+
+    np.testing.assert_array_equal(after(Ours, **kwargs), state(trained(Ours, X, momentum=0.5, **kwargs))["moving_mean"])
+    once = state(trained(Theirs, X, momentum=0.5))["moving_mean"]
+    np.testing.assert_allclose(after(Theirs), 1.5 * once, rtol=1e-6)  # twice: 0.5 * once + 0.5 * mean
+
+
 def test_ghost_statistics_update_once_per_part(rng):
     x = rng.normal(size=(7, 2)).astype("float32")
     whole, alone = Ours(virtual_batch_size=3), Ours()
@@ -188,6 +209,20 @@ def test_ghost_statistics_update_once_per_part(rng):
     np.testing.assert_allclose(y, np.concatenate(parts), atol=1e-6)
     for name, value in state(alone).items():
         np.testing.assert_allclose(state(whole)[name], value, rtol=1e-6, atol=1e-8)
+
+
+def test_parts_with_renorm_look_at_the_statistics_before_the_batch(rng):
+    x = rng.normal(2.0, 3.0, (6, 2)).astype("float32")
+    whole = trained(Ours, X, virtual_batch_size=3, renorm=True, renorm_momentum=0.5)
+    y = array(whole(x, training=True))
+    expected = []
+    for part in (x[:3], x[3:]):
+        alone = trained(Ours, X, renorm=True, renorm_momentum=0.5)
+        expected.append(array(alone(part, training=True)))
+    np.testing.assert_allclose(y, np.concatenate(expected), rtol=1e-5, atol=1e-6)
+    in_turn = trained(Ours, X, x[:3], x[3:], renorm=True, renorm_momentum=0.5)
+    for name, value in state(in_turn).items():
+        np.testing.assert_allclose(state(whole)[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 def test_complex_input():

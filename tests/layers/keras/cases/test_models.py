@@ -52,6 +52,20 @@ def test_config_and_file_round_trip_without_custom_objects(tmp_path, rng):
         np.testing.assert_array_equal(state(model.get_layer("bn"))[name], value)
 
 
+def test_loading_without_the_import_says_what_is_missing(tmp_path):
+    keras.Sequential([keras.Input((3,)), Ours(name="bn")]).save(tmp_path / "m.keras")
+    registered = keras.saving.get_custom_objects()
+    ours = registered.pop("batchnorm>BatchNormalization")  # as in a process that has not imported batchnorm.keras
+    try:
+        with pytest.raises(
+            TypeError, match=r"(?s)could not be deserialized properly.*Could not locate class 'BatchNorm"
+        ):
+            keras.saving.load_model(tmp_path / "m.keras")
+    finally:
+        registered["batchnorm>BatchNormalization"] = ours
+    assert type(keras.saving.load_model(tmp_path / "m.keras").get_layer("bn")) is Ours
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"renorm": True}, {"center": False}, {"scale": False, "axis": 1}])
 def test_weights_both_ways(tmp_path, rng, kwargs):
     x = rng.normal(size=(6, 5, 4)).astype("float32")

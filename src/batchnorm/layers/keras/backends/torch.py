@@ -17,6 +17,7 @@ from keras import ops
 from batchnorm.core import equations
 from batchnorm.errors import Refused
 from batchnorm.layers.keras.apply import Collective, Fixed, How, Kept, Outputs, backward, forward, statistics
+from batchnorm.layers.torch.state import counted_once, recomputing
 
 COUNTED_IN_STATE = False
 
@@ -69,7 +70,10 @@ def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
 
 
 def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
-    """``update`` of `core.training` over `keras.ops`."""
+    """``update`` of `core.training` over `keras.ops`; nothing where a checkpoint computes the layer a second time."""
+    batch = counted_once(batch)
+    if recomputing():
+        batch = batch._replace(count=ops.zeros_like(batch.high))
     return update(ops, rule, state, batch)
 
 
