@@ -88,7 +88,7 @@ def test_an_engine_that_is_wrong(wrong, run):
     assert not found.agrees
     assert (engine.status, engine.first_differing_layer) == ("differs", "second")
     assert engine.max_rel == pytest.approx(1e-3, rel=1e-3)
-    assert "second at" in engine.why
+    assert "off by" in engine.why
     assert "by the size of the output" in str(found)
     valid(found)
     wrong(16)

@@ -74,7 +74,8 @@ def load(
             raise ArgumentError("load: the model's path is empty; give the path of a file or folder.")
         if weights is not None:
             raise ArgumentError(
-                "load: weights are loaded into a live object, and the model is a file; name the object as package.module:name."
+                "load: weights are loaded into a live object, and the model is a file; name the object as "
+                "package.module:name."
             )
         return open_model(path, epsilon=epsilon, trust=trust)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(model, Model):

@@ -157,8 +157,9 @@ def explain_command(
 @click.argument("a")
 @click.argument("b")
 @click.option("--eps", type=float, metavar="E", help="The epsilon, where a file holds none.")
+@click.option("--trust", is_flag=True, help="Read TorchScript, whose loader runs code of the file.")
 @_output_options
-def diff_command(a: str, b: str, eps: float | None, form: str, as_json: bool, wide: bool) -> int:
+def diff_command(a: str, b: str, eps: float | None, trust: bool, form: str, as_json: bool, wide: bool) -> int:
     """What differs between models A and B, and how far it moves the output.
 
     Layers are paired across formats by values, names and order. Exit status 1 if anything differs that changes an
@@ -167,7 +168,7 @@ def diff_command(a: str, b: str, eps: float | None, form: str, as_json: bool, wi
     from batchnorm.comparing import diff
 
     with _stdout_kept():
-        found = diff(_opened(a), _opened(b), epsilon=eps)
+        found = diff(_opened(a, eps, trust), _opened(b, eps, trust), epsilon=eps)
     _print(found, form, as_json, wide)
     return FINDINGS if found.changes_output else CLEAN
 
@@ -196,6 +197,8 @@ def verify_command(
     model: str,
     other: str | None,
     eps: float | None,
+    trust: bool,
+    weights: str | None,
     x: str | None,
     data: str | None,
     engines: str | None,
@@ -215,8 +218,8 @@ def verify_command(
 
     with _stdout_kept(), _busy("Asking the engines", True):
         found = verify(
-            _opened(model),
-            None if other is None else _opened(other),
+            _opened(model, eps, trust, weights),
+            None if other is None else _opened(other, eps, trust),
             x=None if x is None else inputs.values(x, "--x"),
             data=None if data is None else inputs.model_batches(data),
             engines=None if engines is None else [name.strip() for name in engines.split(",")],

@@ -164,19 +164,19 @@ class Saver:
             raise ArgumentError(f"--save-inputs: cannot write {self.path} ({error.strerror}).") from None
         self._places = {record.name: place for place, record in enumerate(records)}
         self._counts = dict.fromkeys(self._places, 0)
-        self._write(NAMES, np.array(list(self._places)))
+        self._store(NAMES, np.array(list(self._places)))
 
     def add(self, fed: Fed) -> None:
         """One batch of one layer: ``x<layer>_<number>``, its channels last."""
         name = fed.record.name
         x = np.moveaxis(fed.x, fed.axis, -1)
-        self._write(f"x{self._places[name]}_{self._counts[name]}", x if x.dtype.kind == "f" else x.astype(np.float32))
+        plain = x if x.dtype.kind == "f" and x.dtype.isbuiltin == 1 else x.astype(np.float32)  # .npy knows no bfloat16
+        self._store(f"x{self._places[name]}_{self._counts[name]}", plain)
         self._counts[name] += 1
 
-    def _write(self, name: str, array: Array) -> None:
-        plain = np.ascontiguousarray(array if array.dtype.isbuiltin == 1 else array.astype(np.float32))
+    def _store(self, name: str, array: Array) -> None:
         with self._archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-            np.lib.format.write_array(stream, plain, allow_pickle=False)
+            np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
     def finish(self) -> None:
         """Everything was fed: give the file its name."""
@@ -199,7 +199,8 @@ def loaded(path: str | os.PathLike[str], records: Sequence[LayerRecord]) -> Iter
     UnknownLayer
         It holds no input of a layer.
     """
-    with _readable(path), np.load(path, allow_pickle=False) as archive:
+    # NumPy does not close a damaged file that it opened itself.
+    with _readable(path), Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         names = [str(name) for name in archive[NAMES]]
         members = set(archive.files)
         for record in records:

@@ -64,8 +64,8 @@ def load_weights(value: Any, path: str) -> None:
             torch_live.load_weights(value, path)
             return
     raise ArgumentError(
-        f"--weights: cannot load a file into an object of type {type(value).__name__}; it takes a torch.nn.Module. Load "
-        "the weights in your own function, and name that as package.module:name."
+        f"--weights: cannot load a file into an object of type {type(value).__name__}; it takes a torch.nn.Module. "
+        "Load the weights in your own function, and name that as package.module:name."
     )
 
 

@@ -132,11 +132,11 @@ class _Program:
             def run_node(self, n: Any) -> Any:
                 arguments = self.fetch_args_kwargs_from_env(n) if n in watched else None
                 entry = None if arguments is None else array_of((*arguments[0], *arguments[1].values())[0])
-                value: Any = super().run_node(n)
+                value: Any = super().run_node(n)  # pyright: ignore[reportUnknownVariableType]
                 if entry is not None:
                     leave = array_of(value if isinstance(value, single) else value[0])
                     captured[watched[n]].append((entry, leave))
-                return value
+                return value  # pyright: ignore[reportUnknownVariableType]
 
         values = [self._value(node.name, given) for node in self._program.graph.nodes if node.op == "placeholder"]
         return Watching(self._program.graph_module).run(*values, enable_io_processing=False)

@@ -111,8 +111,8 @@ ARRAYS = {
     "older PyTorch": "torch_file:arrays_of_pickle",
 }
 READ = (
-    "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5, .onnx, .pt2, .pt, .pth, .ckpt, .bin, "
-    ".safetensors, .tflite or a SavedModel folder"
+    "a .keras file or its unzipped folder, .weights.h5, .weights.json, .h5, .hdf5, .onnx, .pt2, .pt, .pth, .ckpt, "
+    ".bin, .safetensors, .tflite or a SavedModel folder"
 )
 
 

@@ -1,4 +1,4 @@
-"""A live ``torch.nn.Module`` as a ModelFile; PyTorch is found in the process, never imported, and nothing is changed."""
+"""A live ``torch.nn.Module`` as a ModelFile; PyTorch is found in the process, never imported; nothing is changed."""
 
 from __future__ import annotations
 
