@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchnorm import testing
-    from batchnorm.api import explain, explain_arrays, list_layers, load
-    from batchnorm.comparing import diff
+    from batchnorm.api.comparing import diff
+    from batchnorm.api.explaining import explain, explain_arrays
+    from batchnorm.api.loading import list_layers, load
+    from batchnorm.api.verifying import verify
     from batchnorm.core.accumulator import Accumulator, merge_moments
     from batchnorm.core.ops import batch_norm, batch_norm_grad, moments, normalize
     from batchnorm.errors import (
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     )
     from batchnorm.layers.fitting import SGD
     from batchnorm.layers.numpy import BatchNormalization
-    from batchnorm.verifying import verify
 
 __version__ = "0.1.0"
 
@@ -56,8 +57,10 @@ __all__ = [
 ]
 
 HOMES = {
-    "api": ("explain", "explain_arrays", "list_layers", "load"),
-    "comparing": ("diff",),
+    "api.comparing": ("diff",),
+    "api.explaining": ("explain", "explain_arrays"),
+    "api.loading": ("list_layers", "load"),
+    "api.verifying": ("verify",),
     "core.accumulator": ("Accumulator", "merge_moments"),
     "core.ops": ("batch_norm", "batch_norm_grad", "moments", "normalize"),
     "errors": (
@@ -71,7 +74,6 @@ HOMES = {
     ),
     "layers.fitting": ("SGD",),
     "layers.numpy": ("BatchNormalization",),
-    "verifying": ("verify",),
 }
 _HOME = {name: module for module, names in HOMES.items() for name in names}
 

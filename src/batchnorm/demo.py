@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from batchnorm.api import explain
-from batchnorm.results import Explanation, Result
+from batchnorm.api.explaining import explain
+from batchnorm.api.results import Explanation, Result
 
 __all__ = ["Demo", "demo"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from batchnorm import __version__
+from batchnorm.api.results import Result
 from batchnorm.render.document import plain
-from batchnorm.results import Result
 
 __all__ = ["Doctor", "doctor"]
 

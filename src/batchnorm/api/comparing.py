@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 from batchnorm.analysis.diff import compare
 from batchnorm.analysis.difference import Comparison
-from batchnorm.api import load
 from batchnorm.core.protocols import Model
-from batchnorm.errors import NoBatchNorm
-from batchnorm.results import Diff, ModelInfo
 
-__all__ = ["diff", "info", "kindred", "opened"]
+from .loading import hashed, opened
+from .results import Diff
+
+__all__ = ["diff", "kindred"]
 
 AXIS_FREE = {"keras", "weights.h5", "weights.json", "hdf5", "hdf5 weights", "numpy"}
 """Formats that spell axis and mode as Keras does."""
@@ -62,38 +59,13 @@ def diff(a: Any, b: Any, *, epsilon: float | None = None) -> Diff:
     models = [opened(one, epsilon) for one in (a, b)]
     first, second = models
     found = compare(first.layers, second.layers, kindred=kindred(first, second))
-    infos = (info(a, first), info(b, second))
+    infos = (hashed(a, first), hashed(b, second))
     return Diff(infos, found.pairs, found.only_a, found.only_b, _notes(models, found))
-
-
-def opened(model: Any, epsilon: float | None) -> Model:
-    """The model, read.
-
-    Raises
-    ------
-    NoBatchNorm
-        It holds no batch normalization.
-    """
-    read = load(model, epsilon=epsilon)
-    if not read.layers:
-        raise NoBatchNorm(f"{read.path}: there is no batch normalization in this model.")
-    return read
-
-
-def info(given: Any, read: Model) -> ModelInfo:
-    """Path, format and SHA-256 of a model; the last None for folders and live objects."""
-    from_file = isinstance(given, (str, os.PathLike, Model)) and Path(read.path).is_file()
-    return ModelInfo(read.path, read.format, _sha256(Path(read.path)) if from_file else None)
 
 
 def kindred(a: Model, b: Model) -> bool:
     """Whether two models come from formats that spell axis and mode alike."""
     return _family(a) == _family(b)
-
-
-def _sha256(place: Path) -> str:
-    with place.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _family(model: Model) -> str:

@@ -16,7 +16,7 @@ from batchnorm.engines.workers import EngineFailed
 from batchnorm.testing import assert_unchanged
 from tests.analysis.cases import Fake, f32, record
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples/digits.keras"
 QUESTION = ROOT / "examples/question.keras"
 SCHEMA = json.loads((Path(bn.__file__).parent / "render/schemas/verify.json").read_text("utf-8"))
@@ -112,7 +112,7 @@ def test_an_engine_that_is_not_installed(monkeypatch, run):
     assert "pip install 'batchnorm[onnx]'" in asked.why
     valid(found)
     assert run("verify", QUESTION, "--engines", "onnxruntime")[0] == 1
-    monkeypatch.setattr("batchnorm.verifying.ENGINES", {k: norms.ENGINES[k] for k in ("numpy", "onnxruntime")})
+    monkeypatch.setattr("batchnorm.api.verifying.ENGINES", {k: norms.ENGINES[k] for k in ("numpy", "onnxruntime")})
     others = bn.verify(QUESTION)
     assert [engine.status for engine in others.engines] == ["agrees", "unavailable"]
     assert others.agrees

@@ -19,11 +19,12 @@ from batchnorm.analysis.divergence import (
     compare_outputs,
     first_divergence,
 )
-from batchnorm.comparing import kindred
 from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
-from batchnorm.feeding import Fed, batches, table
+
+from .comparing import kindred
+from .feeding import Fed, batches, table
 
 __all__ = ["compare_runs"]
 

@@ -13,16 +13,16 @@ from numpy.typing import ArrayLike
 
 from batchnorm.analysis.agreement import Agreement, EngineResult, Tolerance, allowed
 from batchnorm.analysis.constants import Constants
-from batchnorm.api import chosen
-from batchnorm.comparing import info, opened
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.norms import ENGINES, NormCall, installed
 from batchnorm.engines.workers import TIMEOUT, EngineFailed, Workers
 from batchnorm.errors import ArgumentError
-from batchnorm.feeding import Fed, Saver, batches, captured, drawn, given, loaded
-from batchnorm.results import Input, Verification
-from batchnorm.siblings import compare_runs
+
+from .feeding import Fed, Saver, batches, captured, drawn, given, loaded
+from .loading import chosen, hashed, opened
+from .results import Input, Verification
+from .siblings import compare_runs
 
 __all__ = ["verify"]
 
@@ -172,9 +172,9 @@ def verify(
                 wanted.batch_size,
                 lambda: wanted.fed(read, records),
             )
-            models = (info(model, read), info(other, sibling))
+            models = (hashed(model, read), hashed(other, sibling))
         else:
-            comparison, more, models = None, (), (info(model, read),)
+            comparison, more, models = None, (), (hashed(model, read),)
         results, run = (), None
         if names or saver is not None or other is None:
             workers = stack.enter_context(Workers(timeout))

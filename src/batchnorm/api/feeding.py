@@ -20,7 +20,8 @@ from batchnorm.analysis.arrange import arrange
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, UnknownLayer
-from batchnorm.inputs import batch_input
+
+from .inputs import batch_input
 
 __all__ = ["Fed", "Saver", "batches", "captured", "drawn", "given", "loaded", "table"]
 

@@ -1,0 +1,60 @@
+"""A file is written whole or not at all."""
+
+import pytest
+
+from batchnorm.core.output import replacing
+from batchnorm.errors import ArgumentError
+
+
+def test_it_gets_its_name_when_the_block_ends(tmp_path):
+    with replacing(tmp_path / "m.keras") as temporary:
+        temporary.write_bytes(b"new")
+        assert not (tmp_path / "m.keras").exists()
+        assert temporary.suffix == ".keras"
+    assert [each.name for each in tmp_path.iterdir()] == ["m.keras"]
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    (tmp_path / "m.keras").write_bytes(b"old")
+
+    def interrupted():
+        with replacing(tmp_path / "m.keras", force=True) as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [each.name for each in tmp_path.iterdir()] == ["m.keras"]
+    assert (tmp_path / "m.keras").read_bytes() == b"old"
+
+
+def test_what_is_there_is_kept(tmp_path):
+    (tmp_path / "m.keras").write_bytes(b"old")
+    with pytest.raises(ArgumentError, match=r"m\.keras exists; pass --force"), replacing(tmp_path / "m.keras"):
+        pytest.fail("the block must not begin")
+    source = tmp_path / "m.keras"
+    with (
+        pytest.raises(ArgumentError, match="is the input"),
+        replacing(source, source=tmp_path / "." / "m.keras", force=True),
+    ):
+        pytest.fail("the block must not begin")
+    with replacing(source, force=True) as temporary:
+        temporary.write_bytes(b"new")
+    assert source.read_bytes() == b"new"
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "old").touch()
+    with replacing(tmp_path / "saved", force=True) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [each.name for each in (tmp_path / "saved").iterdir()] == ["new"]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with (
+        pytest.raises(ArgumentError, match=r"cannot write .*No such file"),
+        replacing(tmp_path / "none" / "m") as temporary,
+    ):
+        temporary.write_bytes(b"")
