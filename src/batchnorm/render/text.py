@@ -265,7 +265,7 @@ _LIST_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
     ("momentum", lambda layer: short(layer["momentum"])),
     ("updates", lambda layer: "-" if layer["updates"] is None else layer["updates"]),
     ("initial", lambda layer: _percent(layer["initial_weight"])),
-    ("worst sign", lambda layer: layer["signs"][0]["text"] if layer["signs"] else "nothing unusual"),
+    ("worst sign", lambda layer: layer["signs"][0]["text"] if layer["signs"] else "none"),
 )
 _WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
     ("mode", lambda layer: layer["mode"] or "-"),
