@@ -95,7 +95,9 @@ class BatchNormalization(Stateful):
     -----
     Call with ``layer(x, training=False, mask=None)``. ``mask`` is true where an element counts in the statistics: the
     shape of ``x`` less its channel axes, or the rank of ``x`` with 1 there; it broadcasts along any axis and is cast
-    to bool. Masked positions are normalised like any other. Keras' mask propagation passes and keeps it.
+    to bool. Any other lies along the leading axes of ``x``, and may differ from channel to channel; so does, always,
+    the one that an earlier layer passes on. Masked positions are normalised like any other, and the mask goes
+    on to the next layer.
 
     The output has the layer's compute dtype; statistics are computed and kept in float32, also under float16 and
     bfloat16 policies (in float64 for float64).

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from batchnorm.core.plan import Plan, mask_shape, plan
+from batchnorm.errors import ArgumentError
 
 __all__ = ["Parts", "counted", "full_mask", "in_parts", "joined", "layout", "static_shape"]
 
@@ -37,16 +39,49 @@ def layout(shape: Shape, axis: int | tuple[int, ...], who: str) -> Plan:
 
 
 def full_mask(mask: Any, x: Any, kept: tuple[int, ...], who: str) -> Any:
-    """``mask`` at the rank of ``x``, True where an element counts, 1 on the channel axes and full on the others."""
-    aligned, full = mask_shape(static_shape(mask), static_shape(x), kept, who)
-    mask = ops.cast(mask, "bool")
-    if len(mask.shape) != len(aligned):
-        for i in kept:
-            mask = ops.expand_dims(mask, i)
+    """``mask`` at the rank of ``x``, True where an element counts, full on the reduced axes.
+
+    A mask that an earlier layer passes on lies along the leading axes of ``x``, wherever the channels are; so does any
+    other that cannot be read in the way of `mask_shape`. On a channel axis it has length 1 or, if it lies along that
+    axis, the channels'.
+    """
+    mask = ops.cast(ops.convert_to_tensor(mask), "bool")
+    aligned, missing = _aligned(static_shape(mask), static_shape(x), kept, who, _passed_on(mask, x))
+    for i in missing:
+        mask = ops.expand_dims(mask, i)
+    full = _full(aligned, static_shape(x), kept)
     if aligned == full and None not in full:
         return mask
-    lengths = ops.shape(x)
-    return ops.broadcast_to(mask, tuple(1 if i in kept else n for i, n in enumerate(lengths)))
+    return ops.broadcast_to(mask, _full(ops.shape(mask), ops.shape(x), kept))
+
+
+def _passed_on(mask: Any, x: Any) -> bool:
+    # Not by identity: a functional model computes the mask once for the input and once for the argument.
+    carried = keras.src.backend.get_keras_mask(x)
+    return carried is not None and static_shape(carried) == static_shape(mask)
+
+
+def _full(mask: Any, x: Any, kept: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(m if i in kept else n for i, (m, n) in enumerate(zip(mask, x, strict=True)))
+
+
+def _aligned(
+    mask: Shape, shape: Shape, kept: tuple[int, ...], who: str, passed_on: bool
+) -> tuple[Shape, tuple[int, ...]]:
+    # The mask's shape at the rank of the input, and the axes of length 1 that it lacks.
+    leading = (*mask, *(1,) * (len(shape) - len(mask)))
+    fits = len(leading) == len(shape) and all(
+        m in (1, n) or None in (m, n) for m, n in zip(leading, shape, strict=True)
+    )
+    if fits and passed_on:
+        return leading, tuple(range(len(mask), len(shape)))
+    try:
+        aligned, _ = mask_shape(mask, shape, kept, who)
+    except ArgumentError:
+        if fits:
+            return leading, tuple(range(len(mask), len(shape)))
+        raise
+    return aligned, () if len(mask) == len(shape) else kept
 
 
 def counted(x: Any, mask: Any, axes: tuple[int, ...], dtype: str) -> tuple[int | None, Any]:
@@ -87,7 +122,8 @@ def in_parts(x: Any, mask: Any, size: int, kept: tuple[int, ...]) -> Parts:
 
 def joined(y: Any, parts: Parts) -> Any:
     """The way back from (parts, size, ...) to (n, ...)."""
-    y = ops.reshape(y, (-1, *ops.shape(y)[2:]))
+    lengths = ops.shape(y)
+    y = ops.reshape(y, (lengths[0] * lengths[1], *lengths[2:]))
     return y[: parts.samples] if parts.padded else y
 
 
@@ -97,4 +133,5 @@ def _padded(value: Any, missing: Any) -> Any:
 
 
 def _cut(value: Any, size: int) -> Any:
-    return ops.reshape(value, (-1, size, *ops.shape(value)[1:]))
+    lengths = ops.shape(value)  # not -1 for the number of parts: a length of 0 elsewhere would leave it open
+    return ops.reshape(value, (lengths[0] // size, size, *lengths[1:]))

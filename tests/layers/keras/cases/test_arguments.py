@@ -70,7 +70,7 @@ def test_another_rank_or_channel_count():
         layer(X[:, :, :2])
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 2), (2, 4, 3), (3, 4, 1)])
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (2, 4, 2), (3, 4, 1), (1, 2, 4, 3)])
 def test_mask_that_does_not_broadcast(shape):
     with pytest.raises(ArgumentError, match=r"mask must have the shape \(2, 4\).*got \("):
         Ours(name="bn")(X, training=True, mask=np.ones(shape, bool))

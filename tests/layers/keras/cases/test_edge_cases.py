@@ -38,6 +38,18 @@ def test_empty_batch(kwargs):
         assert np.isnan(state(theirs)["moving_mean"]).all()
 
 
+@pytest.mark.parametrize("shape", [(4, 0, 3), (5, 0, 3), (0, 0, 3)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_steps_in_virtual_batches(shape, masked):
+    layer = Ours(virtual_batch_size=2)
+    layer.build(shape)
+    before = state(layer)
+    y = layer(np.zeros(shape, "float32"), training=True, mask=np.ones(shape[:2], bool) if masked else None)
+    assert array(y).shape == shape
+    for name, value in state(layer).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
 def test_one_element_per_channel():
     layer = trained(Ours, X, beta_initializer=keras.initializers.Constant(0.5))
     before = state(layer)
@@ -108,6 +120,24 @@ def test_padding_mask_on_any_axis_and_rank(rng, shape, axis):
     np.testing.assert_allclose(np.moveaxis(y, kept, -1), expected, rtol=1e-4, atol=1e-5)
     full = Ours(axis=axis, momentum=0.0)
     np.testing.assert_array_equal(array(full(x, training=True, mask=np.expand_dims(mask, kept))), y)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 5), (1, 5, 3)], ids=str)
+@pytest.mark.parametrize("axis", [-1, 1, (1, 2)], ids=str)
+@pytest.mark.parametrize("size", [None, 3])
+def test_any_mask_that_broadcasts(rng, shape, axis, size):
+    """Read along the leading axes where it does not have the shape of the others; each channel counts its own."""
+    x = rng.normal(3.0, 2.0, (4, 5, 3)).astype("float32")
+    mask = rng.random(shape) > 0.3
+    layer = Ours(axis=axis, momentum=0.5, virtual_batch_size=size)
+    layer(x, training=True, mask=mask.tolist() if shape == (4,) else mask)
+    full = np.broadcast_to(mask.reshape(shape + (1,) * (3 - len(shape))), x.shape)
+    mean, reduced = 0.0, tuple(i for i in range(3) if i not in np.atleast_1d(axis) % 3)
+    for rows in (slice(0, 3), slice(3, 4)) if size else (slice(None),):
+        count = full[rows].sum(reduced)
+        batch = np.where(full[rows], x[rows].astype("float64"), 0).sum(reduced) / np.maximum(count, 1)
+        mean = np.where(count > 1, 0.5 * mean + 0.5 * batch, mean)
+    np.testing.assert_allclose(state(layer)["moving_mean"], mean, rtol=2e-6, atol=2e-6)
 
 
 def test_padding_mask_with_one_feature(rng):

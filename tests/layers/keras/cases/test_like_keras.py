@@ -107,6 +107,20 @@ def test_a_mask_broadcasts(Layer):
     np.testing.assert_allclose(array(layer.moving_variance), 0, atol=1e-6)
 
 
+@pytest.mark.skipif(BACKEND == "numpy", reason="a NumPy array carries no mask")
+@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 3, 3)], ids=str)
+def test_a_mask_from_an_earlier_layer_lies_along_the_leading_axes(rng, shape):
+    """Wherever the channels are, and also where it could be read as a mask of the other axes."""
+    x = rng.normal(3.0, 2.0, shape).astype("float32")
+    x[0, 2:] = 0
+    results = []
+    for layer in (Theirs(axis=1, momentum=0.0), Ours(axis=1, momentum=0.0)):
+        y = keras.Sequential([keras.Input(shape[1:]), layers.Masking(), layer])(x, training=True)
+        results.append([array(v) for v in (y, layer.moving_mean, layer.moving_variance)])
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @both
 def test_frozen_is_inference(rng, Layer):
     layer = Layer(momentum=0.8, epsilon=1e-7)
