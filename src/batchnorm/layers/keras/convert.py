@@ -29,7 +29,8 @@ def convert(model: Any, **options: Any) -> Any:
     model : keras.Model or keras.layers.Layer
         Functional and Sequential models are cloned, nested ones, wrappers and layers with sublayers included: the
         model that was given stays as it is. A subclassed model, or a layer, is changed in place: in its attributes,
-        and in lists, tuples, dicts and sets in them, at any depth.
+        in lists, tuples, dicts and sets in them, and in the graphs of functional models (its own, where it is a
+        subclass of one), at any depth.
     **options
         Arguments of our layer that Keras' does not have, or other values: ``statistics="debiased"``, ``guard=False``.
 
@@ -165,8 +166,6 @@ class _Converter:
                 new.build(**layer._build_shapes_dict)
                 new.built = True
                 _copy_state(layer, new)
-        elif _is_graph(layer) and any(type(inner) is Theirs for inner in _flat(layer)):
-            new = self.cloned(layer)
         self.done[id(layer)] = (layer, new)  # the old one too: its id must not be given to another object
         return new
 
@@ -175,7 +174,7 @@ class _Converter:
 
 
 def _is_graph(layer: Any) -> bool:
-    # A subclass of Sequential or of a functional model may do anything in its call: it is not cloned.
+    # A subclass of Sequential or of a functional model may hold anything: it is not cloned.
     return type(layer) in (keras.Sequential, keras.Model, keras.src.models.Functional)
 
 

@@ -1,4 +1,4 @@
-"""Put other layers in the place of some inside a live layer or subclassed model, without losing Keras' tracking."""
+"""Put other layers in the place of some inside a live layer or model, without losing Keras' tracking or its graphs."""
 
 # Keras ships no type information, and tracking has no public door: what is touched of it is touched here only.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras.src.ops.function import map_graph
+from keras.src.ops.node import KerasHistory
+from keras.src.utils.tracking import DotNotTrackScope
 
 __all__ = ["replace_layers"]
 
@@ -25,19 +28,24 @@ BOOKS = (
     "_torch_params",
     "_nested_inputs",
     "_operations",
+    "_operations_by_depth",
+    "_nodes",
+    "_nodes_by_depth",
 )
 
 
 def replace_layers(owner: Any, swap: Swap, seen: set[int] | None = None) -> None:
-    """Replace the layers that ``owner`` holds in attributes, lists, tuples, dicts and sets, at any depth.
+    """Replace the layers that ``owner`` holds in attributes, lists, tuples, dicts, sets and its graph, at any depth.
 
     ``swap`` gets each layer and returns the one to put there; where it returns the same one, its own sublayers are
-    looked at in turn.
+    looked at in turn. It must answer alike each time it is given a layer: graphs may share some.
     """
     seen = set() if seen is None else seen
     if id(owner) in seen:
         return
     seen.add(id(owner))
+    if isinstance(owner, keras.src.models.Functional):
+        _rewire(owner, swap, seen)
     for name, value in _attributes(owner):
         new = _replaced(value, owner, swap, seen)
         if new is not value:
@@ -51,7 +59,28 @@ def _attributes(owner: Any) -> list[tuple[str, Any]]:
         **vars(owner),
         **(vars(owner).get("_modules") or {}),
     }  # on PyTorch a layer is a Module and holds layers there
-    return [(name, value) for name, value in held.items() if name not in BOOKS and name != "_modules"]
+    kept = {*BOOKS, "_modules"} - ({"_layers"} if isinstance(owner, keras.Sequential) else set())  # there, its own list
+    return [(name, value) for name, value in held.items() if name not in kept]
+
+
+def _rewire(graph: Any, swap: Swap, seen: set[int]) -> None:
+    for old in list(graph.layers):
+        new = _layer(old, graph, swap, seen)
+        if new is not old:
+            _take_place(old, new)
+    with DotNotTrackScope():
+        books = map_graph(graph._inputs, graph._outputs)
+        graph._nodes, graph._nodes_by_depth, graph._operations, graph._operations_by_depth = books
+
+
+def _take_place(old: Any, new: Any) -> None:
+    """Let the nodes of a graph that call ``old`` call ``new``."""
+    with DotNotTrackScope():
+        new._inbound_nodes, new._outbound_nodes = old._inbound_nodes, old._outbound_nodes
+    for index, node in enumerate(new._inbound_nodes):
+        node.operation = new
+        for place, output in enumerate(node.outputs):
+            output._keras_history = KerasHistory(operation=new, node_index=index, tensor_index=place)
 
 
 def _replaced(value: Any, owner: Any, swap: Swap, seen: set[int]) -> Any:
@@ -66,10 +95,12 @@ def _replaced(value: Any, owner: Any, swap: Swap, seen: set[int]) -> Any:
     # would track a second time.
     if isinstance(value, list):
         for i, item in enumerate(value):
-            list.__setitem__(value, i, _replaced(item, owner, swap, seen))
+            if (new := _replaced(item, owner, swap, seen)) is not item:
+                list.__setitem__(value, i, new)
     elif isinstance(value, dict):
         for key, item in list(value.items()):
-            dict.__setitem__(value, key, _replaced(item, owner, swap, seen))
+            if (new := _replaced(item, owner, swap, seen)) is not item:
+                dict.__setitem__(value, key, new)
     elif isinstance(value, set):
         items = [_replaced(item, owner, swap, seen) for item in value]
         set.clear(value)

@@ -210,6 +210,74 @@ def test_convert_subclassed_in_place(rng):
     assert not np.array_equal(array(model.norm.moving_mean), weights[2])
 
 
+@keras.saving.register_keras_serializable(package="cases")
+class Graph(keras.Model):
+    """A functional model with code of its own."""
+
+    extra = 3
+
+
+class Stack(keras.Sequential):
+    pass
+
+
+class Sharing(keras.Model):
+    """Two graphs that share a layer, which is an attribute too."""
+
+    def __init__(self):
+        super().__init__()
+        inputs = keras.Input((4,))
+        self.norm = Theirs(name="bn")
+        hidden = self.norm(inputs)
+        self.encoder = keras.Model(inputs, hidden)
+        self.whole = keras.Model(inputs, layers.Dense(2)(hidden))
+
+    def call(self, x, training=None):
+        return self.whole(x, training=training) + self.encoder(x, training=training)[:, :2]
+
+
+def graph():
+    inputs = keras.Input((4,))
+    hidden = keras.Sequential([layers.Dense(4), Theirs(name="inner")], name="part")(inputs)
+    return Graph(inputs, layers.Dense(2)(Theirs(name="bn")(hidden)))
+
+
+def stack():
+    return Stack([keras.Input((4,)), Theirs(name="bn"), layers.Dense(2)])
+
+
+@pytest.mark.parametrize("make", [graph, stack, Sharing])
+def test_convert_rewires_graphs_in_place(rng, make):
+    model = make()
+    x = rng.normal(2.0, 1.0, (6, 4)).astype("float32")
+    model(x)
+    filled(model, rng)
+    before, weights, was = outputs(model, x), model.get_weights(), names(model)
+    assert convert(model) is model
+    check_converted(before, x, model, model)
+    assert names(model) == was
+    assert len(model.get_weights()) == len(weights)
+    norm = model.norm if make is Sharing else model.get_layer("bn")
+    assert type(norm) is Ours
+    if make is Sharing:
+        assert model.encoder.get_layer("bn") is model.whole.get_layer("bn") is norm
+    count = array(norm.moving_mean)
+    model(x, training=True)  # the graph updates the layer that is shown, not another
+    assert not np.array_equal(array(norm.moving_mean), count)
+    if BACKEND != "numpy":
+        model.compile("sgd", "mse")
+        model.fit(x, np.zeros((6, 2)), epochs=1, verbose=0)
+
+
+def test_a_rewired_graph_is_saved_and_loaded(rng, tmp_path):
+    model = convert(graph())
+    x = rng.normal(2.0, 1.0, (6, 4)).astype("float32")
+    model.save(tmp_path / "graph.keras")
+    loaded = keras.models.load_model(tmp_path / "graph.keras")
+    assert (type(loaded), type(loaded.get_layer("bn")), loaded.extra) == (Graph, Ours, 3)
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(model, x))
+
+
 def test_convert_lists_what_it_leaves(rng):
     class Special(Theirs):
         pass
