@@ -49,12 +49,15 @@ def as_axis(axis: Any, who: str) -> Axis:
     Raises
     ------
     ArgumentError
-        It is neither an integer nor a sequence of integers.
+        It is neither an integer nor a sequence of integers, or names no axis or one twice.
     """
     try:
-        return operator.index(axis) if np.ndim(axis) == 0 else tuple(operator.index(one) for one in axis)
+        chosen = operator.index(axis) if np.ndim(axis) == 0 else tuple(operator.index(one) for one in axis)
     except TypeError:
         raise ArgumentError(f"{who}: axis must be an integer or a sequence of integers; got {axis!r}.") from None
+    if isinstance(chosen, tuple) and not 0 < len(chosen) == len(set(chosen)):
+        raise ArgumentError(f"{who}: axis must name each channel axis once; got {axis!r}.")
+    return chosen
 
 
 def result_dtype(x: ArrayLike) -> np.dtype[Any]:

@@ -70,13 +70,17 @@ def dtype_name(dtype: Any) -> str:
         return str(dtype)
 
 
-def renorm_limits(who: str, clipping: Mapping[str, float] | None) -> Limits:
+def renorm_limits(who: str, clipping: Any) -> Limits:
     """The limits of batch renormalization from Keras' ``renorm_clipping``; a missing one does not clip."""
-    given = dict(clipping or {})
+    if clipping is not None and not isinstance(clipping, Mapping):
+        raise ArgumentError(
+            f"{who}: renorm_clipping must be a mapping such as {{'rmax': 3.0, 'dmax': 5.0}}; got {clipping!r}."
+        )
+    given: dict[str, Any] = dict(clipping or {})  # pyright: ignore[reportUnknownArgumentType]
     unknown = sorted(set(given) - {"rmin", "rmax", "dmax"})
     if unknown:
         raise ArgumentError(f"{who}: renorm_clipping takes 'rmin', 'rmax' and 'dmax'; got {unknown}.")
-    limits = Limits(**{name: _number(who, f"renorm_clipping[{name!r}]", value) for name, value in given.items()})
+    limits = Limits(**{name: _limit(who, name, value) for name, value in given.items()})
     if limits.rmin is not None and limits.rmax is not None and limits.rmax < limits.rmin:
         raise ArgumentError(
             f"{who}: renorm_clipping must have rmin <= rmax; got rmin={limits.rmin} and rmax={limits.rmax}."
@@ -84,6 +88,13 @@ def renorm_limits(who: str, clipping: Mapping[str, float] | None) -> Limits:
     if limits.dmax is not None and not limits.dmax >= 0:
         raise ArgumentError(f"{who}: renorm_clipping['dmax'] must be at least 0; got {limits.dmax}.")
     return limits
+
+
+def _limit(who: str, name: str, value: Any) -> float:
+    number = _number(who, f"renorm_clipping[{name!r}]", value)
+    if number != number:
+        raise ArgumentError(f"{who}: renorm_clipping[{name!r}] must be a number; got {value}.")
+    return number
 
 
 def _int_from(who: str, name: str, value: Any, lowest: int) -> int:

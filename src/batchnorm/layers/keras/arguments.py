@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+
 from batchnorm.errors import ArgumentError
 from batchnorm.layers import arguments
 
 __all__ = ["check_initial", "check_parts", "check_synchronized"]
 
 
-def check_initial(statistics: str, from_zero_and_one: bool, who: str) -> None:
+def check_initial(statistics: str, mean: Any, variance: Any, who: str) -> None:
     """Debiasing takes 0 and 1 out of the averages, so that is what they must start from."""
-    if statistics == "debiased" and not from_zero_and_one:
+    if statistics == "debiased" and not (
+        isinstance(mean, keras.initializers.Zeros) and isinstance(variance, keras.initializers.Ones)
+    ):
         raise ArgumentError(
             f"{who}: statistics='debiased' takes the initial values 0 and 1 out of the moving statistics, so "
-            "moving_mean_initializer must be 'zeros' and moving_variance_initializer 'ones'; got others. Leave them "
-            "at their defaults, or pass statistics='moving'."
+            "moving_mean_initializer must be 'zeros' and moving_variance_initializer 'ones'; got "
+            f"{type(mean).__name__} and {type(variance).__name__}. Leave them at their defaults, or pass "
+            "statistics='moving'."
         )
 
 

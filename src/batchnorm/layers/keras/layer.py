@@ -151,7 +151,7 @@ class BatchNormalization(Stateful):
         self.synchronized = own.check_synchronized(synchronized, BACKEND, who)
         self.virtual_batch_size = own.check_parts(virtual_batch_size, self.axis, self.synchronized, who)
         self.renorm, self.renorm_clipping = bool(renorm), renorm_clipping
-        self.renorm_momentum = arguments.share(who, "renorm_momentum", renorm_momentum)
+        kept = arguments.share(who, "renorm_momentum", renorm_momentum)
         limits = arguments.renorm_limits(who, renorm_clipping) if renorm else None
         self._rule = Rule(
             epsilon=arguments.positive(who, "epsilon", epsilon),
@@ -159,11 +159,10 @@ class BatchNormalization(Stateful):
             ddof=arguments.one_of(who, "ddof", ddof, (0, 1)),
             statistics=arguments.one_of(who, "statistics", statistics, ("moving", "debiased", "cumulative")),
             guard=bool(guard),
-            renorm=None if limits is None else Renorm(limits, self.renorm_momentum),
+            renorm=None if limits is None else Renorm(limits, kept),
         )
-        own.check_initial(statistics, self._starts_from_zero_and_one(), who)
-        self.momentum, self.epsilon = self._rule.decay, self._rule.epsilon
-        self.statistics, self.ddof, self.guard = self._rule.statistics, self._rule.ddof, self._rule.guard
+        self._renorm_momentum = kept
+        own.check_initial(statistics, self.moving_mean_initializer, self.moving_variance_initializer, who)
         self.gamma = self.beta = None
         self._warned = False
         self.supports_masking = True
@@ -172,13 +171,9 @@ class BatchNormalization(Stateful):
         for name in names:
             setattr(self, name + ending, getattr(keras, module).get(given[name + ending]))
 
-    def _starts_from_zero_and_one(self) -> bool:
-        return isinstance(self.moving_mean_initializer, keras.initializers.Zeros) and isinstance(
-            self.moving_variance_initializer, keras.initializers.Ones
-        )
-
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalise ``inputs``; with the batch's statistics where ``training`` and the layer is trainable."""
+        inputs = ops.convert_to_tensor(inputs)  # stateless_call passes on what it is given
         wide = self._wide_type(inputs)
         if training and self.trainable:
             y = self._trained(inputs, mask, self._plan, wide)

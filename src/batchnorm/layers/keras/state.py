@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -16,8 +17,9 @@ from keras import ops
 from batchnorm.core import training
 from batchnorm.core.equations import Moments
 from batchnorm.core.plan import Plan
-from batchnorm.core.training import Rule, State
+from batchnorm.core.training import Rule, State, Statistics
 from batchnorm.errors import ArgumentError
+from batchnorm.layers import arguments
 
 from . import shapes
 from .apply import Outputs
@@ -36,6 +38,51 @@ class Stateful(keras.layers.Layer):
     """A layer that holds gamma, beta and the state of a `Rule`; `BatchNormalization` says what they mean."""
 
     _rule: Rule
+    _renorm_momentum: float
+
+    @property
+    def momentum(self) -> float:
+        """Share of the old value that one update keeps; may be set, also once the layer is built."""
+        return self._rule.decay
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        self._rule = replace(self._rule, decay=arguments.share(self._who, "momentum", value))
+
+    @property
+    def epsilon(self) -> float:
+        """Added to the variance inside the root; may be set."""
+        return self._rule.epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        self._rule = replace(self._rule, epsilon=arguments.positive(self._who, "epsilon", value))
+
+    @property
+    def renorm_momentum(self) -> float:
+        """As `momentum`, of the averages that renorm corrects towards; may be set."""
+        return self._renorm_momentum
+
+    @renorm_momentum.setter
+    def renorm_momentum(self, value: float) -> None:
+        self._renorm_momentum = arguments.share(self._who, "renorm_momentum", value)
+        if self._rule.renorm is not None:
+            self._rule = replace(self._rule, renorm=replace(self._rule.renorm, decay=self._renorm_momentum))
+
+    @property
+    def statistics(self) -> Statistics:
+        """How the moving statistics follow the batches; chosen at construction, as the variables depend on it."""
+        return self._rule.statistics
+
+    @property
+    def ddof(self) -> int:
+        """The stored variance is divided by count - ddof; chosen at construction."""
+        return self._rule.ddof
+
+    @property
+    def guard(self) -> bool:
+        """Whether NaN and infinity are kept out of the moving statistics; chosen at construction."""
+        return self._rule.guard
 
     @property
     def _who(self) -> str:

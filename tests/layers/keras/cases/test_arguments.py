@@ -20,11 +20,15 @@ X = np.ones((2, 4, 3), "float32")
         ({"renorm": True, "renorm_clipping": {"random_key": 1.0}}, "renorm_clipping takes.*got .'random_key'."),
         ({"renorm": True, "renorm_clipping": {"rmax": 0.0, "rmin": 1.0}}, "rmin <= rmax; got rmin=1.0 and rmax=0.0"),
         ({"renorm": True, "renorm_clipping": {"dmax": -1.0}}, "must be at least 0; got -1.0"),
+        ({"renorm": True, "renorm_clipping": {"rmax": float("nan")}}, r"renorm_clipping\['rmax'\] must be.*got nan"),
+        ({"renorm": True, "renorm_clipping": 3.0}, "renorm_clipping must be a mapping such as .*; got 3.0"),
+        ({"axis": ()}, r"axis must name each channel axis once; got \(\)"),
+        ({"axis": [1, 1]}, r"axis must name each channel axis once.*got \[1, 1\]"),
         ({"axis": 1.5}, "axis must be an integer or a sequence of integers; got 1.5"),
         ({"statistics": "ema"}, "statistics must be one of 'moving', 'debiased', 'cumulative'; got 'ema'"),
         (
             {"statistics": "debiased", "moving_mean_initializer": "ones"},
-            "must be 'zeros'.*Leave them at their defaults",
+            "must be 'zeros'.*got Ones and Ones. Leave them at their defaults",
         ),
         ({"ddof": 2}, "ddof must be one of 0, 1; got 2"),
         ({"virtual_batch_size": 0}, "virtual_batch_size must be an integer of at least 1; got 0"),
@@ -43,6 +47,15 @@ def test_synchronized():
     else:
         with pytest.raises(ArgumentError, match="virtual_batch_size splits a batch and synchronized joins"):
             Ours(synchronized=True, virtual_batch_size=2)
+
+
+@pytest.mark.parametrize(("name", "value"), [("epsilon", 0), ("momentum", 1.5), ("renorm_momentum", -1)])
+def test_set_later(name, value):
+    layer = Ours(name="bn")
+    with pytest.raises(ArgumentError, match=f"'bn': {name} must .*got {value}"):
+        setattr(layer, name, value)
+    with pytest.raises(AttributeError, match="statistics"):
+        layer.statistics = "debiased"
 
 
 @pytest.mark.parametrize("axis", [3, -4, (0, 5)])

@@ -138,6 +138,33 @@ def test_frozen_is_inference(rng, Layer):
 
 
 @both
+def test_momentum_and_epsilon_set_later_count(rng, Layer):
+    x = rng.normal(2.0, 1.0, (64, 3)).astype("float32")
+    layer = Layer(renorm=True)
+    layer.build(x.shape)
+    layer.momentum, layer.epsilon, layer.renorm_momentum = 0.5, 1.0, 0.25
+    layer(x, training=True)
+    np.testing.assert_allclose(array(layer.moving_mean), 0.5 * x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(array(layer.renorm_mean), 0.75 * x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(array(layer.moving_stddev), 0.5 + 0.5 * np.sqrt(x.var(0) + 1), rtol=1e-5)
+    config = layer.get_config()
+    assert (config["momentum"], config["epsilon"], config["renorm_momentum"]) == (0.5, 1.0, 0.25)
+
+
+@with_training
+@both
+def test_stateless_call_takes_arrays(rng, Layer):
+    layer = Layer(momentum=0.0)
+    layer.build((None, 3))
+    x = rng.normal(2.0, 1.0, (8, 3)).astype("float32")
+    fixed = [v.value for v in layer.non_trainable_variables]
+    trained = [v.value for v in layer.trainable_variables]
+    _, after = layer.stateless_call(trained, fixed, x, training=True)
+    np.testing.assert_allclose(array(after[0]), x.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(array(layer.moving_mean), 0)
+
+
+@both
 def test_statistics_are_not_cast_by_autocast(Layer):
     layer = Layer()
     layer.build((1, 4, 4, 3))
