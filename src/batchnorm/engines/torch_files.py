@@ -6,25 +6,31 @@
 from __future__ import annotations
 
 import argparse
-import collections
+import contextlib
+import itertools
 import pathlib
+import pickletools
 import re
 import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, require
 
-__all__ = ["array_of", "dtype_of", "is_plain", "load_into", "load_script", "load_weights_only", "tensor_of"]
+from .torch_state import tensor_of
+
+__all__ = ["dtype_of", "is_plain", "is_spread", "load_into", "load_script", "load_weights_only"]
 
 OLDEST = (2, 10)
 MOST_SHOWN = 5
 AGAIN = "Save or download the file again"
+PICKLE = b"\x80"
+MOST_OPERATIONS = 1_000_000
+DATA = ("torch.", "collections.", "numpy.", "builtins.", "__builtin__.", "_codecs.")
 BLOCKED = re.compile(r"GLOBAL ([\w.<>]+)")
 
 
@@ -80,14 +86,18 @@ def load_into(module: Any, state: dict[str, NDArray[Any]]) -> None:
     ArgumentError
         Names are missing, or shapes differ.
     """
-    tensors = {name: tensor_of(each) for name, each in state.items()}
-    try:
-        missing = module.load_state_dict(tensors, strict=False).missing_keys
-    except RuntimeError as error:
-        raise ArgumentError(f"--weights: {_one_line(str(error))[:300]}") from None
-    needed = [name for name in missing if not name.endswith("num_batches_tracked")]
+    wanted: dict[str, Any] = module.state_dict()
+    needed = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     if needed:
         raise ArgumentError(f"--weights: the file lacks {', '.join(map(repr, needed[:MOST_SHOWN]))} of the module")
+    for name, each in state.items():  # before anything is loaded: PyTorch would keep what fits
+        shape = tuple(getattr(wanted.get(name), "shape", each.shape))
+        if shape != each.shape:
+            raise ArgumentError(f"--weights: {name!r} has shape {each.shape} in the file and {shape} in the module")
+    try:
+        module.load_state_dict({name: tensor_of(each) for name, each in state.items()}, strict=False)
+    except RuntimeError as error:
+        raise ArgumentError(f"--weights: {_one_line(str(error))[:300]}") from None
 
 
 def is_plain(value: Any) -> bool:
@@ -99,27 +109,14 @@ def is_plain(value: Any) -> bool:
     return is_dense and value.device.type != "meta" and type(value) in (torch.Tensor, torch.nn.Parameter)
 
 
+def is_spread(tensor: Any) -> bool:
+    """Whether a tensor claims more numbers than its memory holds: a few bytes of a file, repeated without end."""
+    return int(tensor.numel()) * int(tensor.element_size()) > int(tensor.untyped_storage().nbytes())
+
+
 def dtype_of(tensor: Any) -> str:
     """NumPy's name of a tensor's type."""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def array_of(tensor: Any) -> NDArray[Any]:
-    """A copy of a tensor, on whatever device."""
-    torch = _torch("Reading PyTorch's tensors")
-    held = tensor.detach().cpu().contiguous()
-    if held.dtype == torch.bfloat16:
-        return np.array(held.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
-    return np.array(held.numpy())
-
-
-def tensor_of(array: NDArray[Any]) -> Any:
-    """A tensor of an array's values and type."""
-    torch = _torch("Loading weights")
-    copied = np.array(array)
-    if copied.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(copied.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(copied)
 
 
 def _torch(purpose: str) -> Any:
@@ -142,7 +139,8 @@ def _inert() -> list[Any]:
     return [
         argparse.Namespace,
         types.SimpleNamespace,
-        collections.defaultdict,
+        *(dict, list, set, int, float, str, bool),  # what a defaultdict makes where nothing is
+        (_plain, "collections.defaultdict"),  # whose items PyTorch's loader does not set
         pathlib.PosixPath,
         pathlib.PurePosixPath,
         np.dtype,
@@ -155,20 +153,49 @@ def _inert() -> list[Any]:
     ]
 
 
+def _plain(*_factory: Any) -> dict[Any, Any]:
+    return {}
+
+
 def _refusal(path: str, error: Exception) -> Exception:
     if isinstance(error, MemoryError):
         return _damaged(path, error)
     blocked = BLOCKED.search(str(error))
-    if blocked is None:
+    named = blocked[1] if blocked is not None else _named_code(path)
+    if named is None:
         return _damaged(path, error)
     return ModelFileError(
-        f"{path}: it needs code to be loaded ({blocked[1]}), and nothing of a file is run. Save "
+        f"{path}: it needs code to be loaded ({_one_line(named)[:200]}), and nothing of a file is run. Save "
         "model.state_dict() instead, or pass the model as package.module:name with --weights."
     )
 
 
+def _named_code(path: str) -> str | None:
+    """The first function or class that a plain pickle names, of those that PyTorch's loader did not get to.
+
+    The loader stops at the first operation that torch.save does not write, as those of protocol 4.
+    """
+    texts: list[str] = []
+    with contextlib.suppress(Exception), open(path, "rb") as stream:  # a damaged pickle fails in any way
+        if stream.read(2)[:1] != PICKLE:
+            return None
+        stream.seek(0)
+        for operation, value, _ in itertools.islice(pickletools.genops(stream), MOST_OPERATIONS):
+            name = None
+            if isinstance(value, str):
+                texts.append(value)
+            if operation.name == "STACK_GLOBAL":
+                name = ".".join(texts[-2:])
+            elif operation.name == "GLOBAL":
+                name = str(value).replace(" ", ".")
+            if name is not None and not name.startswith(DATA):
+                return name
+    return None
+
+
 def _damaged(path: str, error: Exception) -> ModelFileError:
-    text = _one_line(str(error))[:200]
+    said = str(error).partition("WeightsUnpickler error:")
+    text = _one_line((said[2] or said[0]).partition("Check the documentation")[0])[:200]
     return ModelFileError(f"{path}: PyTorch cannot read it ({type(error).__name__}: {text}). {AGAIN}.")
 
 

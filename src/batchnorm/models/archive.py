@@ -71,6 +71,10 @@ class Archive:
         """Names of the members."""
         return tuple(self._zip.namelist())
 
+    def compressed(self) -> str | None:
+        """The first member that is not stored as it is; None where all are."""
+        return next((quoted(i.filename) for i in self._zip.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
+
     def text(self, name: str) -> bytes:
         """A whole member, for those that are small by nature (JSON)."""
         info = self._checked(name)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.record import LayerRecord
+from batchnorm.engines.flax import run_module
 
 from .keras_records import numbered
 from .modelfile import ModelFile
@@ -34,6 +36,7 @@ def from_live(model: Any) -> ModelFile:
     """
     nnx: Any = sys.modules["flax.nnx"]
     records: list[LayerRecord] = []
+    paths: list[tuple[Any, ...]] = []
     others: list[str] = []
     notes: list[str] = []
     for path, module in sorted(nnx.iter_modules(model), key=lambda each: tuple(map(_natural, each[0]))):
@@ -44,12 +47,16 @@ def from_live(model: Any) -> ModelFile:
             notes.append(STACKED_NOTE.format(name))
         else:
             records.append(_record(name or type(module).__name__, module, axis))
+            paths.append(path)
+    layers = numbered(records)
+    known = {record.name: path for record, path in zip(layers, paths, strict=True)}
     return ModelFile(
         path=type(model).__name__,
         format="flax",
-        layers=numbered(records),
+        layers=layers,
         other_layers=tuple(others),
         notes=tuple(notes),
+        runner=partial(run_module, model, layers=known),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import argparse
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 from batchnorm.core.record import LayerRecord
-from batchnorm.engines.torch_files import array_of, dtype_of, is_plain, load_script, load_weights_only
+from batchnorm.engines.torch_files import dtype_of, is_plain, is_spread, load_script, load_weights_only
+from batchnorm.engines.torch_state import array_of
 
+from .archive import Archive
 from .keras_records import numbered
 from .modelfile import ModelFile, quoted, unreadable
 from .state_dict import Found, Tensor, norms_among
@@ -19,6 +23,7 @@ __all__ = ["arrays_of_pickle", "arrays_of_zip", "read_pickle", "read_script", "r
 
 MOST_DEPTH = 8
 MOST_CONTAINERS = 20_000
+NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
 # Where a file holds several copies of one network, the first of these is read.
 PREFERRED = ("state_dict", "model_state_dict", "model", "module", "net", "network")
 COPIES_NOTE = "The file holds the same layers in {}; those of {} are read"
@@ -28,7 +33,7 @@ Path = tuple[str, ...]
 
 def read_zip(path: str) -> ModelFile:
     """The batch normalizations of a checkpoint; only their arrays are read."""
-    return _checkpoint(path, load_weights_only(path, is_zip=True))
+    return _checkpoint(path, _mapped(path))
 
 
 def read_pickle(path: str) -> ModelFile:
@@ -38,7 +43,7 @@ def read_pickle(path: str) -> ModelFile:
 
 def arrays_of_zip(path: str) -> list[dict[str, Tensor]]:
     """Every state dict of a checkpoint."""
-    return [tensors for _, tensors in state_dicts(load_weights_only(path, is_zip=True))]
+    return [tensors for _, tensors in state_dicts(_mapped(path))]
 
 
 def arrays_of_pickle(path: str) -> list[dict[str, Tensor]]:
@@ -80,6 +85,18 @@ def state_dicts(value: Any) -> list[tuple[Path, dict[str, Tensor]]]:
     return found
 
 
+def _mapped(path: str) -> Any:
+    with open(path, "rb") as stream:
+        packed = Archive(stream, path).compressed()
+    if packed is not None:  # PyTorch would map the compressed bytes and take them for numbers
+        raise unreadable(
+            path,
+            f"{packed} in it is compressed, which PyTorch's own files are not",
+            "Load it with torch.load and save it again",
+        )
+    return load_weights_only(path, is_zip=True)
+
+
 def _checkpoint(path: str, value: Any) -> ModelFile:
     found = [(place, norms_among(tensors)) for place, tensors in state_dicts(value)]
     holding = [(place, each) for place, each in found if each.layers or each.notes]
@@ -94,14 +111,19 @@ def _checkpoint(path: str, value: Any) -> ModelFile:
 
 
 def _containers(value: Any, place: Path, seen: set[int]) -> Iterator[tuple[Path, Mapping[Any, Any]]]:
-    if not isinstance(value, Mapping) or id(cast("object", value)) in seen or len(place) > MOST_DEPTH:
+    """Dictionaries, also inside of lists and of the name spaces that scripts keep their arguments in."""
+    held = vars(value) if isinstance(value, NAMESPACES) else cast("object", value)
+    if not isinstance(held, (Mapping, list, tuple)) or id(cast("object", held)) in seen or len(place) > MOST_DEPTH:
         return
-    seen.add(id(cast("object", value)))
+    seen.add(id(cast("object", held)))
     if len(seen) > MOST_CONTAINERS:
         return
-    container = cast("Mapping[Any, Any]", value)
-    yield place, container
-    for key, inner in container.items():
+    if isinstance(held, Mapping):
+        yield place, cast("Mapping[Any, Any]", held)
+        parts = list(cast("Mapping[Any, Any]", held).items())
+    else:
+        parts = list(enumerate(cast("Sequence[Any]", held)))
+    for key, inner in parts:
         yield from _containers(inner, (*place, str(key)), seen)
 
 
@@ -109,7 +131,7 @@ def _tensors(container: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {
         key: Tensor(tuple(value.shape), dtype_of(value), partial(array_of, value))
         for key, value in container.items()
-        if isinstance(key, str) and is_plain(value)
+        if isinstance(key, str) and is_plain(value) and not is_spread(value)
     }
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from batchnorm.core.record import Averaging, LayerRecord, Mode
-from batchnorm.engines.torch_files import array_of, dtype_of, is_plain, load_into
+from batchnorm.engines.torch import run_module
+from batchnorm.engines.torch_files import dtype_of, is_plain, load_into
+from batchnorm.engines.torch_state import array_of
 from batchnorm.errors import ArgumentError
 
 from .keras_records import numbered
@@ -49,11 +52,14 @@ def from_live(model: Any) -> ModelFile:
     norms = list(_norms(model))
     held = {id(module) for _, module in norms}
     others = tuple(name for name, module in model.named_modules() if name and id(module) not in held)
+    layers = numbered(_record(name or type(module).__name__, module) for name, module in norms)
+    known = {record.name: module for record, (_, module) in zip(layers, norms, strict=True)}
     return ModelFile(
         path=type(model).__name__,
         format="torch",
-        layers=numbered(_record(name or type(module).__name__, module) for name, module in norms),
+        layers=layers,
         other_layers=others,
+        runner=partial(run_module, model, layers=known),
     )
 
 

@@ -21,10 +21,13 @@ class Settings:
     epsilon: float | None
     momentum: float | None
     mode: Mode
+    cumulative: bool = False
 
     def applied(self, record: LayerRecord) -> LayerRecord:
         """The record, knowing them."""
         known = {} if self.epsilon is None else {"epsilon": self.epsilon, "epsilon_source": "file"}
+        if self.momentum is None and self.cumulative:
+            known |= {"averaging": "cumulative"}
         if self.momentum is not None:
             # Without the noise of the subtraction; 0 is what becomes of momentum=None.
             cumulative = self.momentum == 0
@@ -47,11 +50,13 @@ def settings_of(module: Any) -> dict[str, Settings]:
             graph = inner.inlined_graph  # kept: its nodes die with it
             nodes = graph.findAllNodes(OPERATOR, True)
             if nodes:
-                found[name] = _settings(list(nodes[0].inputs()))
+                # A script computes the factor of momentum=None, and keeps the None as a constant of the module.
+                cumulative = getattr(inner, "momentum", 0) is None
+                found[name] = _settings(list(nodes[0].inputs()), cumulative)
     return found
 
 
-def _settings(inputs: list[Any]) -> Settings:
+def _settings(inputs: list[Any], cumulative: bool) -> Settings:
     training = inputs[TRAINING].toIValue()
     mode: Mode = "by-call" if training is None else ("training" if training else "inference")
     momentum, epsilon = (inputs[at].toIValue() for at in (MOMENTUM, EPSILON))
@@ -59,4 +64,5 @@ def _settings(inputs: list[Any]) -> Settings:
         epsilon=epsilon if isinstance(epsilon, float) else None,
         momentum=momentum if isinstance(momentum, float) else None,
         mode=mode,
+        cumulative=cumulative,
     )
