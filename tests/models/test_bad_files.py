@@ -23,10 +23,10 @@ SECONDS = 5.0
 
 
 def refused(path, *words):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         open_model(path)
-    assert time.perf_counter() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     message = str(caught.value)
     assert message.startswith(str(path)), message
     assert "\n" not in message
@@ -364,13 +364,13 @@ def fuzz(keras_files, folder, count, seed):
         suffix, wrap, data = sources[number % len(sources)]
         path = folder / f"fuzzed{suffix}"
         path.write_bytes(wrap(mutated(data, rng)))
-        started = time.perf_counter()
+        started = time.process_time()
         outcome = "refused"
         with contextlib.suppress(ModelFileError):
             open_model(path)
             outcome = "opened"
         tally[outcome] += 1
-        tally["slowest"] = max(tally["slowest"], time.perf_counter() - started)
+        tally["slowest"] = max(tally["slowest"], time.process_time() - started)
     return tally
 
 
