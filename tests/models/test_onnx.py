@@ -253,9 +253,9 @@ def test_two_gigabytes_beside_it_are_not_touched(external, tmp_path):
     external.write_bytes(proto.SerializeToString())
     with (tmp_path / "big.bin").open("wb") as stream:
         stream.truncate(2 << 30)  # takes no room on the disk
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(open_model(external).layers) == 1
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_live_proto_is_read_and_stays_as_it_is():

@@ -223,9 +223,9 @@ def test_a_large_file_costs_its_header(tmp_path):
         stream.write(struct.pack("<Q", len(text)) + text + data[8 + length :])
         stream.truncate(8 + len(text) + end + (4 << 30))  # 4 GB that take no room on the disk
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(open_model(path).layers) == 1
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
