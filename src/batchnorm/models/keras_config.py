@@ -12,7 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-__all__ = ["Config", "Layer", "read_layers", "snake_case"]
+__all__ = [
+    "Config",
+    "Layer",
+    "child_of",
+    "class_name",
+    "counted_name",
+    "is_builtin",
+    "is_norm_config",
+    "read_layers",
+    "settings_of",
+    "snake_case",
+    "training_of",
+]
 
 Config = dict[str, Any]
 Call = tuple[bool | None, int | None]
@@ -76,7 +88,7 @@ def read_layers(model: Config) -> list[Layer]:
         A layer object that the config shows in several places is there once, with all its calls. A model whose config
         shows no layers (a subclassed one) is there itself, with ``is_opaque`` and an empty path.
     """
-    root = Layer((), (), _class_name(model), _settings(model))
+    root = Layer((), (), class_name(model), settings_of(model))
     found: list[Layer] = []
     shared: dict[int | None, Layer] = {}
     for layer, mark in _walk(model, root):
@@ -97,12 +109,12 @@ def _walk(item: Config, layer: Layer) -> Iterator[tuple[Layer, Any]]:
     if isinstance(listed, list):
         yield from _walk_model(cast("list[Any]", listed), layer)
         return
-    if _is_norm(settings):
+    if is_norm_config(settings):
         layer.is_norm = True
         yield layer, item.get("shared_object_id")
         return
     inner = [(key, value) for key, value in settings.items() if _holds_layer(value)]
-    layer.is_opaque = not _is_builtin(item)
+    layer.is_opaque = not is_builtin(item)
     if not inner or layer.is_opaque:
         yield layer, item.get("shared_object_id")
     for key, value in inner:
@@ -116,10 +128,10 @@ def _walk_model(listed: list[Any], parent: Layer) -> Iterator[tuple[Layer, Any]]
         if not isinstance(item, dict) or "class_name" not in item:
             continue
         entry = cast("Config", item)
-        kind = _class_name(entry)
+        kind = class_name(entry)
         if sequential and position == 0 and kind == "InputLayer":
             continue
-        child = _child(entry, parent, ("layers", _counted(kind, counters)))
+        child = child_of(entry, parent, ("layers", counted_name(kind, counters)))
         if not sequential:
             baked = _baked_training(entry.get("inbound_nodes"))
             child.calls = [(outer if own is None else own, times) for outer, times in parent.calls for own in baked]
@@ -127,19 +139,20 @@ def _walk_model(listed: list[Any], parent: Layer) -> Iterator[tuple[Layer, Any]]
 
 
 def _walk_wrapper(key: str, value: Any, item: Config, parent: Layer) -> Iterator[tuple[Layer, Any]]:
-    times = _time_steps(item) if _class_name(item).endswith("TimeDistributed") else 1
+    times = _time_steps(item) if class_name(item).endswith("TimeDistributed") else 1
     counters: dict[str, int] = {}
     entries = cast("list[Any]", value) if isinstance(value, list) else [value]
     for entry in entries:
-        storage = (key, _counted(_class_name(entry), counters)) if isinstance(value, list) else (key,)
-        child = _child(entry, parent, storage)
+        storage = (key, counted_name(class_name(entry), counters)) if isinstance(value, list) else (key,)
+        child = child_of(entry, parent, storage)
         child.calls = [(baked, None if times is None or of is None else of * times) for baked, of in parent.calls]
         yield from _walk(entry, child)
 
 
-def _child(item: Config, parent: Layer, storage: tuple[str, ...]) -> Layer:
-    settings = _settings(item)
-    kind = _class_name(item)
+def child_of(item: Config, parent: Layer, storage: tuple[str, ...]) -> Layer:
+    """A layer inside another, and where its variables are stored."""
+    settings = settings_of(item)
+    kind = class_name(item)
     name = settings.get("name", item.get("name"))
     return Layer(
         names=(*parent.names, str(name) if name is not None else snake_case(kind)),
@@ -152,37 +165,42 @@ def _child(item: Config, parent: Layer, storage: tuple[str, ...]) -> Layer:
     )  # fmt: skip
 
 
-def _settings(item: Config) -> Config:
+def settings_of(item: Config) -> Config:
+    """A layer's own settings."""
     settings = item.get("config")
     if isinstance(settings, list):  # Keras before 2.2.3: the config of a Sequential model is the list of its layers
         return {"layers": settings}
     return cast("Config", settings) if isinstance(settings, dict) else {}
 
 
-def _class_name(item: Config) -> str:
+def class_name(item: Config) -> str:
+    """The class as the config spells it."""
     return str(item.get("class_name", ""))
 
 
-def _counted(kind: str, counters: dict[str, int]) -> str:
+def counted_name(kind: str, counters: dict[str, int]) -> str:
+    """The next free name of a class in a list of layers: ``conv2d``, ``conv2d_1``."""
     base = snake_case(kind.rpartition(">")[2])
     count = counters.get(base, -1) + 1
     counters[base] = count
     return f"{base}_{count}" if count else base
 
 
-def _is_norm(settings: Config) -> bool:
+def is_norm_config(settings: Config) -> bool:
+    """Whether settings are those of a batch normalization."""
     # Keras 1 had a mode 1 that normalised each sample: no batch normalization.
     return all(key in settings for key in NORM_KEYS) and settings.get("mode") != 1
 
 
-def _is_builtin(item: Config) -> bool:
+def is_builtin(item: Config) -> bool:
+    """Whether a layer is one of Keras' own."""
     module = item.get("module")
-    if ">" in _class_name(item) or item.get("registered_name") not in (None, _class_name(item)):
+    if ">" in class_name(item) or item.get("registered_name") not in (None, class_name(item)):
         return False
     # Files of Keras 1 and 2 name no module; what they can be asked for is a nested layer, which is looked for anyway.
     if not isinstance(module, str):
         return "module" not in item
-    return module.partition(".")[0] in KERAS_MODULES and _class_name(item) not in ("Model", "Layer")
+    return module.partition(".")[0] in KERAS_MODULES and class_name(item) not in ("Model", "Layer")
 
 
 def _holds_layer(value: Any, depth: int = 0) -> bool:
@@ -192,18 +210,19 @@ def _holds_layer(value: Any, depth: int = 0) -> bool:
     if not isinstance(value, dict) or "class_name" not in value:
         return False
     entry = cast("Config", value)
-    settings = _settings(entry)
-    return _is_norm(settings) or any(_holds_layer(inner, depth + 1) for inner in settings.values())
+    settings = settings_of(entry)
+    return is_norm_config(settings) or any(_holds_layer(inner, depth + 1) for inner in settings.values())
 
 
 def _baked_training(nodes: Any) -> list[bool | None]:
     """What each call of a functional layer fixes as ``training``; one call where the config shows none."""
     if not isinstance(nodes, list) or not nodes:
         return [None]
-    return [_training_of(node) for node in cast("list[Any]", nodes)]
+    return [training_of(node) for node in cast("list[Any]", nodes)]
 
 
-def _training_of(node: Any) -> bool | None:
+def training_of(node: Any) -> bool | None:
+    """What a call fixes as ``training``; None where it fixes nothing."""
     if isinstance(node, dict):  # Keras 3
         kwargs: Any = cast("Config", node).get("kwargs")
     else:  # Keras 1 and 2: [[layer, node, tensor, kwargs], ...], or a single such list

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from numpy.typing import NDArray
+
 from batchnorm.core.record import LayerRecord
 
 from .archive import MOST_TEXT, Archive
 from .hdf5 import Hdf5File
 from .keras_config import Config, Layer, read_layers
+from .keras_graph import lazy_graph
 from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
 from .keras_store import Store, Variables
 from .modelfile import ModelFile, Runner, quoted, unreadable
@@ -139,7 +142,25 @@ def _whole_model(path: str, config: Config, store: Store, metadata: Config) -> M
         other_layers=tuple(others),
         notes=tuple(notes),
         runner=runner(path, named),
+        lazy_graph=lazy_graph(config, functools.partial(_fetched, path)),
     )
+
+
+def _fetched(path: str, layer: Layer, number: int) -> NDArray[Any]:
+    """An array of a layer, out of the file opened anew."""
+    with contextlib.ExitStack() as stack:
+        if Path(path).is_dir():
+            whole, index = Path(path, WEIGHTS), Path(path, INDEX)
+            store = _open_store([whole] if whole.exists() else _shards(index, path), path, stack)
+        else:
+            archive = Archive(cast("Any", stack.enter_context(open(path, "rb"))), path)
+            weights, size = archive.stream(WEIGHTS)
+            stack.enter_context(contextlib.closing(weights))
+            store = Store([Hdf5File(cast("Any", weights), size, path).root], path)
+        variables = store.variables(layer.storage, layer.names)
+        if variables is None or number not in variables.entries:
+            raise unreadable(path, f"layer {quoted('/'.join(layer.names))} has no array {number}", "Save it again")
+        return variables.entries[number].read()
 
 
 def _without_repeats(layers: list[Layer], store: Store) -> tuple[list[Layer], list[str]]:

@@ -6,15 +6,20 @@ or wrapper is one group, so that an inner layer is told by the names of its arra
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
-from typing import cast
+from functools import partial
+from typing import Any, cast
+
+from numpy.typing import NDArray
 
 from batchnorm.core.record import LayerRecord
 
-from .hdf5 import Dataset, Group
+from .hdf5 import Dataset, Group, Hdf5File
 from .keras_config import Layer, read_layers
 from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, load_json, major_version, runner
+from .keras_graph import lazy_graph
 from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
 from .modelfile import ModelFile, quoted, unreadable
 
@@ -60,7 +65,8 @@ def read_legacy(path: str, root: Group) -> ModelFile:
         return _weights_only(path, weights)
     if not isinstance(text, str):
         raise unreadable(path, "its attribute model_config is no text", "Save the model again")
-    layers = read_layers(load_json(text, path, "the attribute model_config"))
+    config = load_json(text, path, "the attribute model_config")
+    layers = read_layers(config)
     version = _version(root) or _version(weights)
     norms = [layer for layer in layers if layer.is_norm]
     held, hidden = _assign(path, norms, weights, _others(layers))
@@ -80,7 +86,22 @@ def read_legacy(path: str, root: Group) -> ModelFile:
         other_layers=tuple(name for name in others if name and name not in (top for top, _ in hidden)),
         notes=tuple(CUSTOM_NOTE.format(quoted(top)) for top in dict.fromkeys(top for top, _ in hidden)),
         runner=runner(path, named),
+        lazy_graph=lazy_graph(config, partial(_fetched, path)),
     )
+
+
+def _fetched(path: str, layer: Layer, number: int) -> NDArray[Any]:
+    """An array of a layer, out of the file opened anew."""
+    with open(path, "rb") as stream:
+        root = Hdf5File(stream, os.fstat(stream.fileno()).st_size, path).root
+        weights = root.group("model_weights") or root
+        group = weights.group((layer.names[0],)) or weights.group(layer.names[0])
+        names = _text_list(group, "weight_names") if group is not None else []
+        own = [name for name in names if layer.names[-1] in name.split("/")[:-1]] or names
+        found = group.find(own[number]) if group is not None and number < len(own) else None
+        if not isinstance(found, Dataset):
+            raise unreadable(path, f"layer {quoted('/'.join(layer.names))} has no array {number}", "Save it again")
+        return found.read()
 
 
 def _others(layers: list[Layer]) -> list[Layer]:

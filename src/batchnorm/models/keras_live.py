@@ -9,11 +9,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from batchnorm.core.graph import Graph, LazyGraph, NoGraph
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.keras import array_of, live_layers, run_live
 from batchnorm.errors import ArgumentError
 
 from .keras_config import Layer, read_layers
+from .keras_graph import graph_of
 from .keras_records import counted, norm_record, roles_of
 from .modelfile import ModelFile
 
@@ -49,7 +51,26 @@ def from_live(model: Any) -> ModelFile:
         layers=records,
         other_layers=tuple(str(layer.name) for layer in getattr(model, "layers", ())) if not found else (),
         runner=partial(run_live, model),
+        lazy_graph=LazyGraph(partial(_graph, model)),
     )
+
+
+def _graph(model: Any) -> Graph:
+    keras: Any = sys.modules["keras"]
+    try:
+        config: Any = keras.saving.serialize_keras_object(model)
+    except Exception as error:
+        raise NoGraph(f"Keras cannot serialise it ({type(error).__name__})") from None
+    return graph_of(config, partial(_fetched, model))
+
+
+def _fetched(model: Any, layer: Layer, number: int) -> NDArray[Any]:
+    """An array of the layer of that path."""
+    found: Any = model
+    for name in layer.names:
+        inner = getattr(found, "layer", None)
+        found = found.get_layer(name) if hasattr(found, "get_layer") else inner
+    return array_of(found.weights[number])
 
 
 def _arrays(name: str, live: Any, roles: tuple[str, ...]) -> dict[str, NDArray[Any]]:

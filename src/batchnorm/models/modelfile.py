@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchnorm.core.graph import Graph, LazyGraph
 from batchnorm.core.protocols import Capture
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ModelFileError
@@ -38,6 +39,8 @@ class ModelFile:
         Sentences a user should know about what could not be read.
     runner : callable or None
         Runs the model; None where the file holds weights and no graph.
+    lazy_graph : LazyGraph or None
+        Reads the graph; None where the format holds none, or no reader of it is known.
     """
 
     path: str
@@ -46,6 +49,17 @@ class ModelFile:
     other_layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     runner: Runner | None = field(default=None, repr=False, compare=False)
+    lazy_graph: LazyGraph | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def graph(self) -> Graph | None:
+        """Which operation feeds which, read when first asked for; None where that cannot be told."""
+        return None if self.lazy_graph is None else self.lazy_graph.graph
+
+    @property
+    def no_graph(self) -> str | None:
+        """Why there is no graph; None where there is one."""
+        return f"{self.format} files hold no graph" if self.lazy_graph is None else self.lazy_graph.reason
 
     def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """Outputs of the model in inference mode, and what went in and out of the named layers.

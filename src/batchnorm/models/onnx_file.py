@@ -10,11 +10,14 @@ import mmap
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from batchnorm.core.graph import Graph as OperationGraph
+from batchnorm.core.graph import LazyGraph
 from batchnorm.core.record import LayerRecord, Mode
 from batchnorm.engines.session import Lazy, Session
 from batchnorm.errors import BatchnormError
@@ -23,6 +26,7 @@ from .keras_records import numbered
 from .modelfile import ModelFile, quoted, unreadable
 from .onnx_arrays import Constant
 from .onnx_graph import Functions, Graph, Node, Scope, is_standard
+from .onnx_operations import graph_of
 from .onnx_unfused import unfused_record
 from .protobuf import Message
 from .stack_trace import innermost_line
@@ -81,7 +85,23 @@ def from_bytes(path: str, data: Any) -> ModelFile:
             raise ValueError("it holds no graph")
         functions = Functions({(f.text(10), f.text(1), f.text(13)): f for f in model.messages(25)})
         scope = Scope(path, Graph.of(graph), _opset(model, model.integer(1)))
-        return _Walk(path, functions, model.text(2), data if isinstance(data, bytes) else None).model(scope)
+        held = data if isinstance(data, bytes) else None
+        found = _Walk(path, functions, model.text(2), held).model(scope)
+    return replace(found, lazy_graph=LazyGraph(partial(_graph, path, held)))
+
+
+def _graph(path: str, held: bytes | None) -> OperationGraph:
+    """The graph of a file, which is opened anew, or of a serialized model."""
+    data: Any = held
+    if data is None:
+        with open(path, "rb") as stream:  # the mapping outlives the stream, for arrays that are read later
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    with _guard(path):
+        model = Message(data)
+        graph = model.inner(7)
+        functions = Functions({(f.text(10), f.text(1), f.text(13)): f for f in model.messages(25)})
+        scope = Scope(path, Graph.of(graph), _opset(model, model.integer(1)))
+        return graph_of(scope, functions, [each.text(1) for each in graph.messages(12)])
 
 
 def _session(path: str, held: bytes | None, names: tuple[str, ...], places: dict[str, tuple[str, str]]) -> Session:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, BinaryIO, cast
 
@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from batchnorm.core.graph import Graph, LazyGraph
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.session import Lazy, Session
 from batchnorm.errors import BatchnormError
@@ -23,6 +24,7 @@ from .archive import Archive
 from .keras_records import numbered
 from .modelfile import ModelFile, quoted, unreadable
 from .pt2_graph import OPERATORS, Json, Norm, norms_of
+from .pt2_operations import graph_of
 from .state_dict import COUNTER, MOST_UPDATES
 
 __all__ = ["read"]
@@ -85,7 +87,23 @@ def _model(path: str, archive: Archive) -> ModelFile:
         other_layers=others,
         notes=tuple(notes),
         runner=Lazy(partial(_session, path, names, places)),
+        lazy_graph=LazyGraph(partial(_graph, path, program["graph_module"], root)),
     )
+
+
+def _graph(path: str, module: Json, root: str) -> Graph:
+    raw: dict[str, bool] = _opened(path, root, lambda weights: {name: weights.is_raw(name) for name in weights.entries})
+
+    def fetch(name: str) -> Callable[[], NDArray[Any]] | None:
+        return partial(_opened, path, root, lambda weights: weights.tensor(name)) if raw.get(name) else None
+
+    return graph_of(module, fetch)
+
+
+def _opened(path: str, root: str, use: Callable[[_Weights], Any]) -> Any:
+    """Something of the weights of a file that is opened anew."""
+    with open(path, "rb") as stream, _guard(path):
+        return use(_Weights(path, Archive(stream, path), root))
 
 
 def _session(path: str, names: tuple[str, ...], places: dict[str, tuple[int, ...]]) -> Session:
@@ -203,6 +221,26 @@ class _Weights:
             raise unreadable(self.path, f"{quoted(name)} claims {count:,} numbers, more than a layer has channels")
         stride = _integer(meta["strides"][0]) if shape else 1
         return self._strided(f"{folder}{entry['path_name']}", dtype, count, stride, _integer(meta["storage_offset"]))
+
+    def is_raw(self, name: str) -> bool:
+        """Whether a tensor's numbers lie in the file as they are, one after the other."""
+        entry = self.entries[name][1]
+        meta = entry["tensor_meta"]
+        return not entry["use_pickle"] and meta["dtype"] in DTYPES
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A whole tensor of any rank."""
+        shape = self._shape(name) or ()
+        folder, entry = self.entries[name]
+        meta = entry["tensor_meta"]
+        dtype = DTYPES[meta["dtype"]]
+        strides = tuple(_integer(each) for each in meta["strides"])
+        if 0 in shape or any(stride < 0 for stride in strides) or len(strides) != len(shape):
+            raise ValueError(f"strides {strides} of shape {shape}")
+        last = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+        flat = self._strided(f"{folder}{entry['path_name']}", dtype, last + 1, 1, _integer(meta["storage_offset"]))
+        steps = tuple(stride * dtype.itemsize for stride in strides)
+        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
 
     def _strided(self, member: str, dtype: np.dtype[Any], count: int, stride: int, offset: int) -> NDArray[Any]:
         """Part of a storage, which several tensors may share."""

@@ -11,7 +11,7 @@ from batchnorm.core.record import Mode
 
 from .stack_trace import innermost_line
 
-__all__ = ["OPERATORS", "Json", "Norm", "norms_of"]
+__all__ = ["OPERATOR", "OPERATORS", "Json", "Norm", "norm_of", "norms_of", "state_names", "tensors_of"]
 
 Json = dict[str, Any]
 
@@ -71,7 +71,7 @@ def norms_of(module: Json) -> tuple[list[Norm], tuple[str, ...]]:
 
     A layer that is called several times, with the same settings, is there once.
     """
-    names = dict(_state_names(module["signature"]["input_specs"]))
+    names = dict(state_names(module["signature"]["input_specs"]))
     found: list[Norm] = []
     others: list[str] = []
     seen: dict[tuple[Any, ...], int] = {}
@@ -81,7 +81,7 @@ def norms_of(module: Json) -> tuple[list[Norm], tuple[str, ...]]:
         is_call = operator is not None and operator[1] in OPERATORS
         call = (calls,) if is_call and depth == 0 else ()
         calls += len(call)
-        norm = _norm(node, given)
+        norm = norm_of(node, given)
         if norm is None:
             if len(others) < MOST_OTHERS:
                 others.append(str(node.get("name") or node["target"]))
@@ -96,7 +96,7 @@ def norms_of(module: Json) -> tuple[list[Norm], tuple[str, ...]]:
     return found, tuple(others)
 
 
-def _state_names(specs: list[Json]) -> Iterator[tuple[str, str]]:
+def state_names(specs: list[Json]) -> Iterator[tuple[str, str]]:
     """Name of a graph's input -> name of the parameter or buffer that it is."""
     for spec in specs:
         for kind, key in (
@@ -115,30 +115,33 @@ def _nodes(graph: Json, names: dict[str, str], depth: int) -> Iterator[tuple[Jso
     for node in cast("list[Json]", graph["nodes"]):
         yield node, names, depth
         given = [each["arg"] for each in cast("list[Json]", node["inputs"])]
-        handed = [name for arg in given if "as_tensors" in arg for name in _tensors(arg)]  # a lone one is the condition
+        # A lone tensor is the condition.
+        handed = [name for arg in given if "as_tensors" in arg for name in tensors_of(arg)]
         for arg in given:
             if "as_graph" in arg:
                 inner: Json = arg["as_graph"]["graph"]
-                own = [name for each in inner["inputs"] for name in _tensors(each)]
+                own = [name for each in inner["inputs"] for name in tensors_of(each)]
                 pairs = zip(reversed(own), reversed(handed), strict=False)  # captured state comes last
                 known = {mine: names[theirs] for mine, theirs in pairs if theirs in names}
                 yield from _nodes(inner, known, depth + 1)
 
 
-def _tensors(arg: Json) -> list[str]:
+def tensors_of(arg: Json) -> list[str]:
+    """The names of the values in an argument or output."""
     if "as_tensor" in arg:
         return [_text(arg["as_tensor"]["name"])]
     return [_text(each["name"]) for each in cast("list[Json]", arg.get("as_tensors") or [])]
 
 
-def _norm(node: Json, names: dict[str, str]) -> Norm | None:
+def norm_of(node: Json, names: dict[str, str]) -> Norm | None:
+    """The batch normalization that a node is; None where it is none."""
     operator = OPERATOR.fullmatch(_text(node["target"]))
     metadata: Json = node.get("metadata") or {}
     path, kind = _module(_text(metadata.get("nn_module_stack") or ""))
     if operator is None or operator[1] not in OPERATORS or "InstanceNorm" in kind:
         return None
     arguments: Json = {each["name"]: each["arg"] for each in node["inputs"]}
-    arrays = {ROLES[key]: name for key in ROLES for name in _tensors(arguments.get(key) or {})}
+    arrays = {ROLES[key]: name for key in ROLES for name in tensors_of(arguments.get(key) or {})}
     is_training = OPERATORS[operator[1]]
     if is_training is None:
         is_training = _flag(arguments["training"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from batchnorm.core.graph import LazyGraph
 from batchnorm.core.record import Averaging, LayerRecord, Mode
 from batchnorm.engines.torch import run_module
 from batchnorm.engines.torch_files import dtype_of, is_plain, load_into
@@ -17,6 +18,7 @@ from .keras_records import numbered
 from .modelfile import ModelFile
 from .registry import named_arrays
 from .state_dict import MOST_UPDATES
+from .torch_graph import graph_of
 
 __all__ = ["from_live", "is_live", "load_weights"]
 
@@ -54,12 +56,14 @@ def from_live(model: Any) -> ModelFile:
     others = tuple(name for name, module in model.named_modules() if name and id(module) not in held)
     layers = numbered(_record(name or type(module).__name__, module) for name, module in norms)
     known = {record.name: module for record, (_, module) in zip(layers, norms, strict=True)}
+    names = {id(module): name for name, module in known.items()}
     return ModelFile(
         path=type(model).__name__,
         format="torch",
         layers=layers,
         other_layers=others,
         runner=partial(run_module, model, layers=known),
+        lazy_graph=LazyGraph(partial(graph_of, model, names)),
     )
 
 

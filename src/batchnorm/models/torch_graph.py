@@ -1,0 +1,204 @@
+"""A live module's graph, by PyTorch's symbolic tracing: ``forward`` runs once on stand-ins, and nothing is changed."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
+
+from numpy.typing import NDArray
+
+from batchnorm.core.graph import Graph, Kind, NoGraph, Operation
+from batchnorm.engines.torch import unchanged
+from batchnorm.engines.torch_state import array_of
+from batchnorm.errors import require
+
+from .pt2_operations import ARITHMETIC, KINDS
+
+__all__ = ["graph_of", "is_norm"]
+
+ACTIVATIONS = ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Sigmoid",
+               "Tanh",
+               "Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Softsign", "Softmax", "LogSoftmax", "GLU",
+               "Threshold", "Tanhshrink", "Hardshrink", "Softshrink", "LogSigmoid")  # fmt: skip
+RESHAPES = ("Flatten", "Unflatten", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle")
+DROPOUTS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout")
+STOCHASTIC_DEPTHS = ("StochasticDepth", "DropPath")
+PADS = ("ReflectionPad", "ReplicationPad", "ZeroPad", "ConstantPad", "CircularPad")
+SHOWN = 200
+
+
+def graph_of(model: Any, names: dict[int, str]) -> Graph:
+    """The graph of a live module.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Traced in inference mode; its flags are put back.
+    names : dict
+        ``id`` of each batch normalization -> the name of its record.
+
+    Raises
+    ------
+    NoGraph
+        ``forward`` cannot be traced: it decides by values, or takes arguments that are no tensors.
+    """
+    return _Builder(model, names).graph(traced(model))
+
+
+def is_norm(module: Any) -> bool:
+    """Whether a module is a batch normalization, by what it holds."""
+    buffers = {key for key, _ in module.named_buffers(recurse=False)}
+    torch: Any = sys.modules["torch"]
+    known = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    return known or ({"running_mean", "running_var"} <= buffers and isinstance(getattr(module, "eps", None), float))
+
+
+def traced(model: Any) -> Any:
+    """The ``torch.fx`` graph of a module, whose layers and batch normalizations are not looked into."""
+    fx: Any = require("torch.fx", "torch", "Tracing a module")
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
+            known: Any = super()
+            return is_norm(m) or bool(known.is_leaf_module(m, module_qualified_name))
+
+    if not any(True for _ in model.children()):
+        raise NoGraph("it is a single layer")
+    try:
+        with unchanged(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for module in model.modules():
+                module.training = False
+            tracer: Any = Tracer()
+            return tracer.trace(model)
+    except Exception as error:  # whatever forward raises on a stand-in
+        text = " ".join(str(error).split())[:SHOWN]
+        raise NoGraph(f"forward cannot be traced ({type(error).__name__}: {text})") from None
+
+
+class _Builder:
+    def __init__(self, model: Any, names: dict[int, str]) -> None:
+        self._modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+        self._names = names
+
+    def graph(self, found: Any) -> Graph:
+        nodes = list(found.nodes)
+        calls = Counter(id(self._modules[str(node.target)]) for node in nodes if node.op == "call_module")
+        taken = {id(self._held(str(node.target))) for node in nodes if node.op == "get_attr"}
+        shares = _shared_tensors(self._modules.values())
+        inputs: list[str] = []
+        outputs: list[str] = []
+        operations: list[Operation] = []
+        flowing: set[str] = set()
+        for node in nodes:
+            if node.op == "placeholder":
+                inputs.append(node.name)
+                flowing.add(node.name)
+            elif node.op == "output":
+                outputs += [each.name for each in node.all_input_nodes]
+            elif any(each.name in flowing for each in node.all_input_nodes):
+                flowing.add(node.name)
+                operations.append(self._operation(node, flowing, calls, taken, shares))
+        return Graph(operations=tuple(operations), inputs=tuple(inputs), outputs=tuple(outputs))
+
+    def _held(self, path: str) -> Any:
+        owner, _, last = path.rpartition(".")
+        return getattr(self._modules.get(owner), last, None)
+
+    def _operation(
+        self, node: Any, flowing: set[str], calls: Counter[int], taken: set[int], shares: set[int]
+    ) -> Operation:
+        inputs = tuple(each.name for each in node.all_input_nodes if each.name in flowing)
+        if node.op != "call_module":
+            operator = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
+            return Operation(
+                name=node.name,
+                kind=_function_kind(operator, inputs),
+                operator=operator,
+                inputs=inputs,
+                outputs=(node.name,),
+            )
+        path = str(node.target)
+        module = self._modules[path]
+        kind, settings, weights = _described(module)
+        tensors = {id(each) for each in (*module.parameters(), *module.buffers())}
+        is_shared = calls[id(module)] > 1 or bool(tensors & (taken | shares))
+        return Operation(
+            name=self._names.get(id(module), path), kind=kind, operator=type(module).__name__, weights=weights,
+            settings={**settings, "module": path}, shared=is_shared,
+            inputs=inputs, outputs=(node.name,),
+        )  # fmt: skip
+
+
+def _shared_tensors(modules: Any) -> set[int]:
+    """Parameters that several modules hold."""
+    unique = {id(module): module for module in modules}.values()
+    held = Counter(id(each) for module in unique for each in module.parameters(recurse=False))
+    return {key for key, count in held.items() if count > 1}
+
+
+def _function_kind(operator: str, inputs: tuple[str, ...]) -> Kind:
+    name = operator.removeprefix("i") if operator in ("iadd", "imul", "isub") else operator
+    if name in (*ARITHMETIC, "truediv"):
+        if len(inputs) == 1:
+            return "elementwise_linear"
+        return "add" if name.startswith(("add", "sub")) else "other"
+    return KINDS.get(name, "other")
+
+
+Described = tuple[Kind, dict[str, Any], dict[str, Callable[[], NDArray[Any]]]]
+
+
+def _described(module: Any) -> Described:
+    nn: Any = sys.modules["torch"].nn
+    if is_norm(module):
+        return "batch_norm", {"axis": 1}, {}
+    kind = cast("Any", type(module))
+    if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        return _convolution(module)
+    if kind is nn.Linear:
+        return "dense", {"channel_axis": -1, "kernel_out_axis": 0, "kernel_in_axis": 1}, dict(_weights(module))
+    return _module_kind(kind.__name__), {}, {}
+
+
+def _module_kind(name: str) -> Kind:
+    if name in ACTIVATIONS:
+        return "activation"
+    if name in DROPOUTS:
+        return "dropout"
+    if name in STOCHASTIC_DEPTHS:
+        return "stochastic_depth"
+    if "Pool" in name and name.rstrip("d123")[-4:] == "Pool":
+        return "pool"
+    if name.startswith(PADS):
+        return "pad"
+    return "reshape" if name in RESHAPES else "identity" if name == "Identity" else "other"
+
+
+def _convolution(module: Any) -> Described:
+    transposed = bool(module.transposed)
+    padding = module.padding
+    pads = padding == "same" and any(each != 1 for each in module.kernel_size)
+    pads = pads or (not isinstance(padding, str) and any(padding))
+    settings: dict[str, Any] = {
+        "rank": len(module.kernel_size),
+        "groups": int(module.groups),
+        "channel_axis": 1,
+        "strides": tuple(module.stride),
+        "pads": pads,
+        "kernel_out_axis": 1 if transposed else 0,
+        "kernel_in_axis": 0 if transposed else 1,
+    }
+    return ("conv_transpose" if transposed else "conv"), settings, dict(_weights(module))
+
+
+def _weights(module: Any) -> Iterator[tuple[str, Callable[[], NDArray[Any]]]]:
+    # A parametrized or pruned weight is computed anew from others at each call.
+    if "weight" in dict(module.named_parameters(recurse=False)):
+        yield "kernel", partial(array_of, module.weight)
+    if module.bias is not None:
+        yield "bias", partial(array_of, module.bias)
