@@ -130,6 +130,20 @@ def test_every_layer_freezes_and_a_copy_stays_frozen(make, shape):
     torch.testing.assert_close(frozen.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("function", "who"),
+    [
+        (bt.convert, "convert"),
+        (bt.freeze, "freeze"),
+        (bt.unfreeze, "unfreeze"),
+        (bt.SyncBatchNorm.convert_sync_batchnorm, "convert_sync_batchnorm"),
+    ],
+)
+def test_what_is_no_module_is_refused_by_its_type(function, who):
+    with pytest.raises(ValueError, match=f"^{who}: module must be a torch.nn.Module; got dict"):
+        function({})
+
+
 def test_freeze_refuses_what_it_cannot_keep_frozen_and_then_freezes_nothing():
     ours = bt.BatchNorm1d(3)
     with pytest.raises(ValueError, match=r"layer '1' is a torch.*BatchNorm1d.*convert"):

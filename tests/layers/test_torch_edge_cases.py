@@ -234,6 +234,15 @@ def test_virtual_batches_are_normalised_and_counted_one_by_one(size):
     assert_state(layer, state(parts))
 
 
+def test_a_last_part_of_one_sample_is_an_error_before_anything_is_updated():
+    layer = bt.BatchNorm1d(3, virtual_batch_size=2)
+    before = state(layer)
+    with pytest.raises(ValueError, match=r"Expected more than 1 .* virtual_batch_size=2 leaves .* shape \(5, 3\)"):
+        layer(batch(5, 3))
+    assert_state(layer, before)
+    assert layer(batch(5, 3, 2)).shape == (5, 3, 2)  # one sample of two elements
+
+
 def test_complex_and_integer_inputs_are_told_apart_from_real_ones():
     layer = bt.BatchNorm1d(3)
     for x, way_out in (
@@ -246,14 +255,18 @@ def test_complex_and_integer_inputs_are_told_apart_from_real_ones():
 
 
 BAD = [
-    ({"eps": 0.0}, "BatchNorm1d: eps must be positive; got 0.0"),
-    ({"eps": -1.0}, "eps must be positive; got -1.0"),
-    ({"eps": math.nan}, "eps must be positive; got nan"),
+    ({"eps": 0.0}, "BatchNorm1d: eps must be positive and finite; got 0.0"),
+    ({"eps": -1.0}, "eps must be positive and finite; got -1.0"),
+    ({"eps": math.nan}, "eps must be positive and finite; got nan"),
     ({"momentum": -0.1}, "momentum must be between 0 and 1.*got -0.1"),
     ({"momentum": 1.5}, "momentum must be between 0 and 1.*got 1.5"),
     ({"statistics": "ema"}, "statistics must be 'moving', 'debiased' or 'cumulative'; got 'ema'"),
     ({"statistics": "debiased", "momentum": None}, "'debiased' needs a momentum"),
-    ({"virtual_batch_size": 0}, "virtual_batch_size must be None or at least 1 sample; got 0"),
+    ({"eps": math.inf}, "eps must be positive and finite; got inf"),
+    ({"eps": "1e-5"}, "BatchNorm1d: eps must be a number; got '1e-5'"),
+    ({"momentum": "slow"}, "BatchNorm1d: momentum must be a number; got 'slow'"),
+    ({"virtual_batch_size": 0}, "virtual_batch_size must be an integer of at least 1; got 0"),
+    ({"virtual_batch_size": 2.5}, "BatchNorm1d: virtual_batch_size must be an integer of at least 1; got 2.5"),
 ]
 
 
@@ -277,7 +290,8 @@ FORWARD = [
     (bt.BatchNorm1d, (4, 5), {}, ValueError, "num_features=3 channels on axis 1; got 5"),
     (bt.BatchNorm1d, (4, 5), {}, RuntimeError, "num_features=3"),  # torch's type of error
     (bt.BatchNorm1d, (4, 3), {"mask": torch.ones(3, dtype=torch.bool)}, ValueError, r"mask must have the shape \(4,\)"),
-    (bt.BatchNorm1d, (4, 3), {"mask": torch.ones(4)}, TypeError, "mask must be boolean.*float32"),
+    (bt.BatchNorm1d, (4, 3), {"mask": torch.ones(4)}, TypeError, "mask must be a boolean tensor.*float32"),
+    (bt.BatchNorm1d, (4, 3), {"mask": [True] * 4}, TypeError, "mask must be a boolean tensor, .*; got a list"),
     (
         bt.BatchNormAct1d,
         (4, 3),

@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -329,6 +330,48 @@ def test_fusing_utilities_fold_what_inference_does(arguments):
     linear, flat = torch.nn.Linear(2, 3).eval(), trained(bt.BatchNorm1d(3, **arguments), (5, 3)).eval()
     x = batch(4, 2)
     torch.testing.assert_close(fuse_linear_bn_eval(linear, flat)(x), flat(linear(x)))
+
+
+def test_quantization_fuses_our_layers_where_it_is_told_how():
+    """It looks layers up by their exact class, and asks for the way of any other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao.quantization announces that it will move
+        from torch.ao.quantization import fuse_modules
+        from torch.ao.quantization.fuser_method_mappings import fuse_conv_bn
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), trained(bt.BatchNorm2d(3))).eval()
+    x = batch(4, 2, 5, 5)
+    kinds = (torch.nn.Conv2d, bt.BatchNorm2d)
+    custom = {"additional_fuser_method_mapping": {kinds: fuse_conv_bn}}
+    fused = fuse_modules(model, [["0", "1"]], fuse_custom_config_dict=custom)
+    assert type(fused[1]) is torch.nn.Identity
+    torch.testing.assert_close(fused(x), model(x))
+
+
+def test_traced_by_fx_a_layer_is_one_node_as_torchs_is():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.act = bt.BatchNorm1d(3, virtual_batch_size=2), bt.BatchNormAct1d(3)
+
+        def forward(self, x, mask):
+            return self.act(self.norm(x, mask=mask), x, mask=mask)
+
+    model, x, mask = Block(), batch(4, 3, 5), torch.ones(4, 5, dtype=torch.bool)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(model))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["norm", "act"]
+    torch.testing.assert_close(traced(x, mask), model(x, mask), rtol=0, atol=0)
+    torch.testing.assert_close(traced.act.running_var, model.act.running_var, rtol=0, atol=0)
+
+
+def test_jit_traced_in_training_it_updates_its_statistics():
+    layer, x = bt.BatchNorm1d(3), batch(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit announces its end, and a trace the shapes it takes for constant
+        traced = torch.jit.trace(copy.deepcopy(layer), x, check_trace=False)
+        traced(x)
+    layer(x)
+    layer(x)
+    torch.testing.assert_close(traced.running_mean, layer.running_mean)
 
 
 def test_torchs_own_conversion_to_sync_takes_our_layers():

@@ -194,10 +194,10 @@ def update_all(xp: Any, rule: Rule, state: State, batches: Moments) -> tuple[Sta
 
 
 def _applied(xp: Any, rule: Rule, batch: Moments, stored: Any) -> tuple[Any, Any]:
-    finite = xp.where(xp.isfinite(batch.mean), xp.isfinite(stored), False)
+    finite = xp.isfinite(batch.mean) & xp.isfinite(stored)
     counted = xp.where(finite, batch.count, batch.count) > 1  # of the arrays' shape, also where count is one number
-    skipped = xp.where(finite, False, counted) if rule.guard else xp.where(finite, False, False)
-    return xp.where(skipped, False, counted), skipped
+    skipped = counted & ~finite if rule.guard else counted & ~counted
+    return counted & ~skipped, skipped
 
 
 def _averaged(

@@ -70,4 +70,4 @@ def convert(
         new._configure(statistics, guard, None if kind is SyncBatchNorm else virtual_batch_size)
         return new
 
-    return swap(module, replacement)
+    return swap(module, replacement, "convert")

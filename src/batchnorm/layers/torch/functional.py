@@ -188,8 +188,9 @@ def aligned_mask(mask: Tensor, x: Tensor, who: str) -> Tensor:
     ArgumentError
         A mask that does not broadcast.
     """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{who}: mask must be boolean, True where an element counts; got dtype {mask.dtype}.")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:  # pyright: ignore[reportUnnecessaryIsInstance]
+        got = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{who}: mask must be a boolean tensor, True where an element counts; got {got}.")
     aligned, full = mask_shape(tuple(mask.shape), tuple(x.shape), (1,), who)
     return mask.reshape(aligned).expand(full)
 

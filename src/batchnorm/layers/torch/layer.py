@@ -15,8 +15,10 @@ from batchnorm.core.training import Rule
 from batchnorm.errors import ArgumentError
 
 from . import functional
+from .arguments import check_configuration
 from .function import How
-from .state import DDOF, Buffers, advance, recomputing
+from .recompute import recomputing
+from .state import DDOF, Buffers, advance
 
 __all__ = ["Layer", "Statistics"]
 
@@ -57,14 +59,16 @@ class Layer(_BatchNorm):
         self, statistics: Statistics = "moving", guard: bool = True, virtual_batch_size: int | None = None
     ) -> None:
         """Check the arguments, and make of torch's layer one of ours."""
-        self.statistics, self.guard, self.virtual_batch_size = statistics, guard, virtual_batch_size
+        self.statistics, self.guard = statistics, guard
         self.activation = None
         self.frozen = False
         self._asked = self.training
         self._thawed: tuple[str, ...] = ()
         if statistics == "cumulative":
             self.momentum = None
-        self._check_configuration()
+        self.virtual_batch_size = check_configuration(
+            type(self).__name__, self.eps, self.momentum, statistics, virtual_batch_size
+        )
         self.register_buffer("skipped_updates", None, persistent=False)
         self.register_buffer("remaining", None)
         mean = self.running_mean
@@ -77,31 +81,6 @@ class Layer(_BatchNorm):
         if statistics == "debiased":
             self.register_buffer("remaining", torch.ones_like(self.running_mean))  # type: ignore[arg-type]
             self._set_remaining()
-
-    def _check_configuration(self) -> None:
-        who = type(self).__name__
-        if not self.eps > 0:
-            raise ArgumentError(
-                f"{who}: eps must be positive; got {self.eps}. It keeps a channel of variance 0 finite; "
-                "torch's default is 1e-5."
-            )
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ArgumentError(
-                f"{who}: momentum must be between 0 and 1, the share of the batch in an update, or None for the plain "
-                f"mean over all batches; got {self.momentum}. Keras' momentum m is 1 - m here."
-            )
-        if self.statistics not in ("moving", "debiased", "cumulative"):
-            raise ArgumentError(
-                f"{who}: statistics must be 'moving', 'debiased' or 'cumulative'; got {self.statistics!r}."
-            )
-        if self.statistics == "debiased" and self.momentum is None:
-            raise ArgumentError(
-                f"{who}: statistics='debiased' needs a momentum; got momentum=None, the plain mean over all batches, "
-                "which has no initial value in it. Pass statistics='cumulative' for that."
-            )
-        size = self.virtual_batch_size
-        if size is not None and size < 1:
-            raise ArgumentError(f"{who}: virtual_batch_size must be None or at least 1 sample; got {size}.")
 
     def _set_remaining(self) -> None:
         """Weights from elsewhere hold no initial value to take out; a fresh layer holds nothing else."""
@@ -143,6 +122,8 @@ class Layer(_BatchNorm):
         return self._normalize(input, mask, None)
 
     def _normalize(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return self._as_one_node(x, mask=mask, residual=residual)
         self._check(x, residual)
         training = self.training and not self.frozen
         mean, variance = self.running_mean, self.running_var
@@ -152,6 +133,7 @@ class Layer(_BatchNorm):
         size = self.virtual_batch_size
         if size is None or x.shape[0] <= size:
             return self._train(x, aligned, residual, training)
+        self._check_last_part(x, size)
         parts = zip(
             x.split(size),
             [None] * -(-x.shape[0] // size) if aligned is None else aligned.split(size),
@@ -159,6 +141,11 @@ class Layer(_BatchNorm):
             strict=True,
         )
         return torch.cat([self._train(*part, training) for part in parts])
+
+    def _as_one_node(self, x: Any, **given: Any) -> Any:
+        # torch.fx keeps torch's own layers whole by where they are defined; what reads its graphs looks for layers.
+        given = {name: value for name, value in given.items() if value is not None}
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), given)
 
     def _train(self, x: Tensor, mask: Tensor | None, residual: Tensor | None, training: bool) -> Tensor:
         group = self._group() if training else None
@@ -198,6 +185,16 @@ class Layer(_BatchNorm):
         if residual is not None and residual.shape != x.shape:
             raise ArgumentError(
                 f"{who}: residual must have the shape of the input, {tuple(x.shape)}; got {tuple(residual.shape)}."
+            )
+
+    def _check_last_part(self, x: Tensor, size: int) -> None:
+        # Before any part has updated anything; the last one is the smallest.
+        last = (x.shape[0] - 1) % size + 1
+        if x.numel() == x.shape[0] * x.shape[1] and last == 1:
+            raise ArgumentError(
+                f"{type(self).__name__}: Expected more than 1 value per channel when training, but "
+                f"virtual_batch_size={size} leaves a last part of 1 sample in an input of shape {tuple(x.shape)}. Use "
+                "a batch that it divides (drop_last=True in the loader), or another size."
             )
 
     # -- freezing -----------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class SyncBatchNorm(Layer):
         def replacement(layer: nn.Module) -> nn.Module | None:
             return cls._synchronised(layer, process_group) if isinstance(layer, _BatchNorm) else None
 
-        return swap(module, replacement)
+        return swap(module, replacement, "convert_sync_batchnorm")
 
     @classmethod
     def _synchronised(cls, layer: _BatchNorm, process_group: Any) -> nn.Module:

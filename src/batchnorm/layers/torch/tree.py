@@ -19,11 +19,12 @@ __all__ = ["freeze", "reborn", "swap", "unfreeze"]
 M = TypeVar("M", bound=nn.Module)
 
 
-def swap(root: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+def swap(root: nn.Module, replacement: Callable[[nn.Module], nn.Module | None], who: str) -> nn.Module:
     """Replace modules of a tree, in place; the root itself is returned, replaced or not.
 
     A module that occurs in several places is replaced by one module. ``replacement`` gives None for what stays.
     """
+    _check_module(root, who)
     known: dict[int, nn.Module] = {}
 
     def swapped(module: nn.Module) -> nn.Module:
@@ -90,7 +91,13 @@ def unfreeze(module: M) -> M:
     return module
 
 
+def _check_module(module: Any, who: str) -> None:
+    if not isinstance(module, nn.Module):
+        raise ArgumentError(f"{who}: module must be a torch.nn.Module; got {type(module).__name__}.")
+
+
 def _layers(module: nn.Module, who: str) -> list[Layer]:
+    _check_module(module, who)
     found = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
     if not found:
         raise NoBatchNorm(f"{who}: there is no batch normalization in {type(module).__name__}.")

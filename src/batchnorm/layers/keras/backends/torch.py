@@ -17,7 +17,7 @@ from keras import ops
 from batchnorm.core import equations
 from batchnorm.errors import Refused
 from batchnorm.layers.keras.apply import Collective, Fixed, How, Kept, Outputs, backward, forward, statistics
-from batchnorm.layers.torch.state import counted_once, recomputing
+from batchnorm.layers.torch.recompute import counted_once, recomputing
 
 COUNTED_IN_STATE = False
 
