@@ -10,8 +10,10 @@ from batchnorm.core.record import LayerRecord
 
 from .constants import Constants, largest_change, whole_change
 from .difference import Comparison, Difference, LayerPair
+from .folded import effective, is_folded, is_merged
 from .kinds import IN_EQUATION, KINDS, Case
 from .pairing import By, pair_layers
+from .unfolding import explained, mirrored
 
 __all__ = ["compare"]
 
@@ -46,7 +48,12 @@ def compare(a: Sequence[LayerRecord], b: Sequence[LayerRecord], *, kindred: bool
 
 
 def _compared(a: LayerRecord, b: LayerRecord, kindred: bool, by: By) -> LayerPair:
-    epsilon = next((e for e in (a.epsilon, b.epsilon) if e is not None), ASSUMED_EPSILON)
+    if is_folded(a) or is_folded(b):
+        found = _with_folded(a, b)
+        if found is not None:
+            return LayerPair(a.name, b.name, tuple(found), _whole_of_folded(a, b, found), by)
+        a, b = effective(a), effective(b)
+    epsilon = _epsilon(a, b)
     case = Case(a, b, Constants.of(a, epsilon), Constants.of(b, epsilon), kindred)
     found = [difference for kind in KINDS for difference in kind(case)]
     found.sort(key=lambda one: -_weight(one))
@@ -54,6 +61,32 @@ def _compared(a: LayerRecord, b: LayerRecord, kindred: bool, by: By) -> LayerPai
     change = whole_change(largest_change(case.left, case.right)) if changed else 0.0
     others = [one.max_output_change or 0.0 for one in found if one.what not in IN_EQUATION]
     return LayerPair(a.name, b.name, tuple(found), float(np.max([change, *others])), by)
+
+
+def _epsilon(a: LayerRecord, b: LayerRecord) -> float:
+    return next((e for e in (a.epsilon, b.epsilon) if e is not None), ASSUMED_EPSILON)
+
+
+def _with_folded(a: LayerRecord, b: LayerRecord) -> list[Difference] | None:
+    """The differences of a pair of which one is folded; None where both are, and hold the same kind of numbers."""
+    if is_merged(a) or is_merged(b):
+        return []
+    if is_folded(a) and is_folded(b) and (a.moving_mean is None) == (b.moving_mean is None):
+        return None
+    whole, folded = (b, a) if is_folded(a) and (not is_folded(b) or a.moving_mean is None) else (a, b)
+    whole = effective(whole)
+    found = explained(whole, Constants.of(whole, ASSUMED_EPSILON), folded)
+    return found if folded is b else mirrored(found)
+
+
+def _whole_of_folded(a: LayerRecord, b: LayerRecord, found: list[Difference]) -> float | None:
+    if is_merged(a) or is_merged(b):
+        return None
+    if not any(one.changes_output for one in found):
+        return 0.0
+    sides = [effective(one) for one in (a, b)]
+    left, right = (Constants.of(one, ASSUMED_EPSILON) for one in sides)
+    return whole_change(largest_change(*((right, left) if is_folded(a) else (left, right))))
 
 
 def _weight(difference: Difference) -> float:

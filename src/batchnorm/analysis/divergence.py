@@ -116,6 +116,7 @@ class PairErrors:
     drift: float = 0.0
     own: list[float] = field(default_factory=lambda: [0.0, 0.0])
     mismatch: str | None = None
+    by_formula: bool = False
 
     def add(self, a: Side, b: Side) -> None:
         """Take in one batch."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from batchnorm.core.record import LayerRecord
 
 from .constants import ROLES, Constants
+from .folded import is_folded, same_map
 
 __all__ = ["By", "Match", "pair_layers"]
 
@@ -21,6 +22,8 @@ CLOSE = 2.0**-6
 """Arrays that went through bfloat16, or were swapped, or of which one was edited, still lead to their layer."""
 MOST_COMPARED = 20_000
 """Pairs of layers of one size whose arrays are compared; where there are more, order alone decides."""
+NUMBER = re.compile(r"_\d+$")
+"""Converters make a repeated name its own with one."""
 Array = NDArray[np.float64]
 
 
@@ -81,14 +84,14 @@ def _greedily(
         return [Match(i, j, "order") for i, j in zip(mine, theirs, strict=False)]
     ours, others = ([_arrays(side[i]) for i in chosen] for side, chosen in ((a, mine), (b, theirs)))
     candidates = [
-        (-_equal_arrays(ours[p], others[q]), -_common_tail(a[i].name, b[j].name), abs(p - q), p, q)
+        (-_alike(a[i], b[j], ours[p], others[q]), -_common_tail(a[i].name, b[j].name), abs(p - q), p, q)
         for p, i in enumerate(mine)
         for q, j in enumerate(theirs)
     ]
     return _taken(sorted(candidates), mine, theirs)
 
 
-def _taken(candidates: list[tuple[float, int, int, int, int]], mine: list[int], theirs: list[int]) -> Iterable[Match]:
+def _taken(candidates: list[tuple[float, float, int, int, int]], mine: list[int], theirs: list[int]) -> Iterable[Match]:
     used_a: set[int] = set()
     used_b: set[int] = set()
     for equal, tail, _, p, q in candidates:
@@ -103,6 +106,16 @@ def _taken(candidates: list[tuple[float, int, int, int, int]], mine: list[int], 
 def _arrays(record: LayerRecord) -> tuple[Array, ...]:
     constants = Constants.of(record, 0.0)
     return tuple(getattr(constants, role) for role in ROLES)
+
+
+def _alike(a: LayerRecord, b: LayerRecord, ours: tuple[Array, ...], theirs: tuple[Array, ...]) -> float:
+    """How many of the four arrays are close; all where one side holds the scale and shift of the other."""
+    if is_folded(a) == is_folded(b):
+        return _equal_arrays(ours, theirs)
+    whole, folded = (b, a) if is_folded(a) else (a, b)
+    if folded.gamma is None or whole.epsilon is None:
+        return 0.0
+    return 4.0 if same_map(Constants.of(whole, 0.0), folded) else 0.0
 
 
 def _equal_arrays(a: tuple[Array, ...], b: tuple[Array, ...]) -> float:
@@ -122,12 +135,14 @@ def _close(a: Array, b: Array) -> int:
     return int(np.all(near | (a == b) | (np.isnan(a) & np.isnan(b))))
 
 
-def _common_tail(a: str, b: str) -> int:
-    """How many parts of two names agree, counted from their ends."""
+def _common_tail(a: str, b: str) -> float:
+    """How many parts of two names agree, counted from their ends; a half for a last part but for its number."""
     parts = [re.split(r"[/.:]", name)[::-1] for name in (a, b)]
     common = 0
     for first, second in zip(*parts, strict=False):
         if first != second:
             break
         common += 1
+    if not common and len({NUMBER.sub("", part[0]) for part in parts}) == 1:
+        return 0.5
     return common

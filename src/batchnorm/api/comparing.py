@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from batchnorm.analysis.diff import compare
 from batchnorm.analysis.difference import Comparison
+from batchnorm.analysis.folded import is_merged
 from batchnorm.core.protocols import Model
 
-from .loading import hashed, opened
-from .results import Diff
+from .loading import hashed, opened, some
+from .results import FOLDING, Diff
 
 __all__ = ["diff", "kindred"]
 
@@ -48,7 +50,9 @@ def diff(a: Any, b: Any, *, epsilon: float | None = None) -> Diff:
     Float32 spellings of one number are no difference, nor is an absent gamma beside one of ones. Momentum and the
     divisor of the stored variance move no output in inference, and are listed with a change of 0. A variance that is
     n/(n-1) of the other in every channel is named ``ddof``; values that went through float16 or bfloat16 are named
-    ``dtype``. An epsilon that one file does not hold has a change of None.
+    ``dtype``. An epsilon that one file does not hold has a change of None. Where a converter left a scale and a shift
+    of a layer (.tflite, an un-fused .onnx), the one constant that accounts for both in every channel is named; a layer
+    that became part of another operator's weights is not compared, and a note says so.
 
     Examples
     --------
@@ -78,4 +82,17 @@ def _notes(models: list[Model], found: Comparison) -> tuple[str, ...]:
         notes.append("Neither model holds an epsilon; the changes were computed with 1e-5. Pass --eps.")
     if any(pair.paired_by == "order" and pair.differences for pair in found.pairs):
         notes.append("Neither values nor names of some layers agree; they were paired in their order.")
-    return tuple(notes)
+    return (*notes, *_not_compared(models, found))
+
+
+def _not_compared(models: list[Model], found: Comparison) -> Iterator[str]:
+    """Layers that are part of other weights in a file for inference, of which nothing can be said from constants."""
+    merged = {record.name for model in models for record in model.layers if is_merged(record)}
+    names = [pair.a for pair in found.pairs if {pair.a, pair.b} & merged]
+    for model, lacking in ((models[1], found.only_a), (models[0], found.only_b)):
+        names += lacking if model.format in FOLDING else ()
+    if names:
+        yield (
+            f"Not compared, as an exporter folded them into the weights before them or left them out: {some(names)}."
+            " verify A B --data FILE compares what the models give."
+        )

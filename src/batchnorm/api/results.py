@@ -14,7 +14,7 @@ from batchnorm.analysis.signs import effective_scale, epsilon_dominated, signs_o
 from batchnorm.core.record import ARRAYS, LayerRecord
 from batchnorm.render.document import dumps, plain
 
-__all__ = ["Diff", "Explanation", "Listing", "ModelInfo", "Result", "Verification", "record_document"]
+__all__ = ["FOLDING", "Diff", "Explanation", "Listing", "ModelInfo", "Result", "Verification", "record_document"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,10 @@ class Explanation(Result):
         }
 
 
+FOLDING = ("onnx", "tflite")
+"""Formats whose exporters and converters fold batch normalizations into other weights."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Diff(Result):
     """What differs between two models: pairs of layers with their differences, and the layers without a partner."""
@@ -104,8 +108,14 @@ class Diff(Result):
 
     @property
     def changes_output(self) -> bool:
-        """Whether anything differs that moves an output: a constant that inference uses, or a layer without partner."""
-        return bool(self.only_a or self.only_b) or any(one.changes_output for p in self.pairs for one in p.differences)
+        """Whether anything differs that moves an output: a constant that inference uses, or a layer without partner.
+
+        A layer that only a file for inference lacks is no such difference by itself: exporters fold a batch
+        normalization into the weights before it.
+        """
+        a, b = (model.format in FOLDING for model in self.models)
+        lost = (self.only_a and not b) or (self.only_b and not a)
+        return bool(lost) or any(one.changes_output for p in self.pairs for one in p.differences)
 
     def to_document(self) -> dict[str, Any]:
         """See `Result`."""

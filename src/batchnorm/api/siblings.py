@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from batchnorm.analysis.agreement import Tolerance
 from batchnorm.analysis.constants import Constants
 from batchnorm.analysis.diff import compare
+from batchnorm.analysis.difference import LayerPair
 from batchnorm.analysis.divergence import (
     Divergence,
     Outputs,
@@ -19,60 +21,100 @@ from batchnorm.analysis.divergence import (
     compare_outputs,
     first_divergence,
 )
+from batchnorm.analysis.folded import effective, is_folded, is_merged
 from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, Refused
 
 from .comparing import kindred
 from .feeding import Fed, batches, table
+from .loading import chosen, some
 
-__all__ = ["compare_runs"]
+__all__ = ["Sibling", "can_run", "pair_up"]
 
 Array = NDArray[Any]
+FORMULA_NOTE = "One of the models does not show {} while it runs: computed by the formula on what reaches the other."
+UNSEEN_NOTE = "Not compared by itself, as neither model shows it while it runs: {}."
 
 
-def compare_runs(
-    a: Model,
-    b: Model,
-    records: Sequence[LayerRecord],
-    tolerance: Tolerance,
-    data: Any,
-    batch_size: int,
-    fed: Callable[[], Iterable[Fed]],
-) -> tuple[Divergence, tuple[str, ...]]:
-    """Compare the layers ``records`` of ``a`` with their like in ``b``.
+@dataclass(frozen=True, slots=True, eq=False)
+class Sibling:
+    """Two models whose layers are paired, each layer with constants that determine its output.
 
-    With ``data`` both models run on it; without, each pair of layers computes what ``fed`` gives for the first one.
-
-    Returns
-    -------
-    Divergence
-        Pairs in the order of ``a``.
+    Attributes
+    ----------
+    pairs : tuple
+        A layer of ``a``, its like in ``b``, and what `diff` says of the two.
+    only_a, only_b : tuple of str
+        Layers without their like, and those that are part of other weights in one of the models.
     notes : tuple of str
         What a user should know of how it was done.
     """
+
+    a: Model
+    b: Model
+    pairs: tuple[tuple[LayerRecord, LayerRecord, LayerPair], ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def compared(
+        self, tolerance: Tolerance, data: Any, batch_size: int, fed: Callable[[], Iterable[Fed]]
+    ) -> tuple[Divergence, tuple[str, ...]]:
+        """Each layer of the first model beside its like in the second.
+
+        With ``data`` both models run on it; a model that is weights alone computes what reaches the layers of the
+        other. Without, each pair of layers computes what ``fed`` gives for the first one.
+        """
+        pairs = Pairs(
+            [(a, b) for a, b, _ in self.pairs],
+            [PairErrors(a.name, b.name, pair.differences, tolerance) for a, b, pair in self.pairs],
+        )
+        outputs, notes = None, self.notes
+        if data is None:
+            pairs.fed(fed())
+        else:
+            runs = Runs(self.a, self.b, data, batch_size)
+            outputs = pairs.run(runs, tolerance)
+            notes += (*runs.notes, *pairs.unseen(weights=runs.weights_alone))
+        results = tuple(errors.result() for errors in pairs.errors if errors.count or errors.mismatch)
+        return Divergence(results, first_divergence(results), outputs, self.only_a, self.only_b), notes
+
+
+def pair_up(a: Model, b: Model, layer: str | None) -> Sibling:
+    """Pair the layers of two models; where one holds no epsilon, that of the other is taken, and a note says so."""
     found = compare(a.layers, b.layers, kindred=kindred(a, b))
-    partners = {pair.a: pair for pair in found.pairs}
-    theirs = {record.name: record for record in b.layers}
-    pairs = Pairs(
-        [(record, _known(theirs[partners[record.name].b], record)) for record in records if record.name in partners],
-        [PairErrors(r.name, partners[r.name].b, partners[r.name].differences, tolerance)
-         for r in records if r.name in partners],
-    )  # fmt: skip
-    outputs, notes = None, pairs.notes()
-    if data is None:
-        pairs.fed(fed())
-    else:
-        runs = Runs(a, b, data, batch_size)
-        outputs = pairs.run(runs, tolerance)
-        notes += runs.notes
-    results = tuple(errors.result() for errors in pairs.errors if errors.count or errors.mismatch)
-    only_a = tuple(record.name for record in records if record.name not in partners)
-    return Divergence(results, first_divergence(results), outputs, only_a, found.only_b), notes
+    records = a.layers if layer is None else (chosen(a.layers, layer, "verify"),)
+    wanted = {record.name for record in records}
+    ours, theirs = ({record.name: record for record in model.layers} for model in (a, b))
+    pairs: list[tuple[LayerRecord, LayerRecord, LayerPair]] = []
+    notes: list[str] = []
+    merged: list[str] = []
+    taken: dict[str, list[str]] = {"first": [], "second": []}
+    for pair in found.pairs:
+        if pair.a not in wanted:
+            continue
+        first, second = effective(ours[pair.a]), effective(theirs[pair.b])
+        if is_merged(first) or is_merged(second):
+            merged.append(pair.a)
+            continue
+        if first.epsilon is None and second.epsilon is not None:
+            taken["first"].append(first.name)
+        if second.epsilon is None and first.epsilon is not None:
+            taken["second"].append(second.name)
+        pairs.append((_known(first, second), _known(second, first), pair))
+    for which, other in (("first", "second"), ("second", "first")):
+        if taken[which]:
+            notes.append(f"The {which} model holds no epsilon; that of the {other} was taken for {some(taken[which])}.")
+    if merged:
+        notes.append(f"Not compared by itself, as it is part of other weights in one of the models: {some(merged)}.")
+    only_a = tuple(name for name in found.only_a if name in wanted)
+    return Sibling(a, b, tuple(pairs), only_a, found.only_b, tuple(notes))
 
 
 def _known(record: LayerRecord, sibling: LayerRecord) -> LayerRecord:
-    return record.with_epsilon(sibling.epsilon, "sibling")
+    # A layer that was folded has epsilon 0 here, which is nothing to go by.
+    return record if is_folded(sibling) else record.with_epsilon(sibling.epsilon, "sibling")
 
 
 class Pairs:
@@ -81,12 +123,14 @@ class Pairs:
     def __init__(self, records: list[tuple[LayerRecord, LayerRecord]], errors: list[PairErrors]) -> None:
         self.records, self.errors = records, errors
 
-    def notes(self) -> tuple[str, ...]:
-        """Whose epsilon was taken from whom."""
-        taken = [theirs.name for _, theirs in self.records if theirs.epsilon_source == "sibling"]
-        if not taken:
-            return ()
-        return (f"The second model holds no epsilon; that of the first was taken for {', '.join(taken[:5])}.",)
+    def unseen(self, *, weights: bool) -> tuple[str, ...]:
+        """Pairs that one of the models does not show while it runs, or neither."""
+        formula = [errors.a for errors in self.errors if errors.by_formula and errors.count and not weights]
+        never = [errors.a for errors in self.errors if not errors.count and not errors.mismatch]
+        return (
+            *([FORMULA_NOTE.format(some(formula))] if formula else []),
+            *([UNSEEN_NOTE.format(some(never))] if never else []),
+        )
 
     def fed(self, source: Iterable[Fed]) -> None:
         """Each pair on the input of its first layer, by the formula, in float32 (float64 for a float64 layer)."""
@@ -101,15 +145,31 @@ class Pairs:
         """Each pair on what reaches it in its own model; the outputs of both models."""
         capture = [[pair[side].name for pair in self.records] for side in (0, 1)]
         outputs: Outputs | None = None
-        for (out_a, calls_a), (out_b, calls_b) in runs.over(capture[0], capture[1]):
+        for first, second in runs.over(capture[0], capture[1]):
             for pair, errors in zip(self.records, self.errors, strict=True):
-                calls = (calls_a.get(pair[0].name, []), calls_b.get(pair[1].name, []))
-                if len(calls[0]) != len(calls[1]):
-                    errors.mismatch = f"the models call the layer {len(calls[0])} and {len(calls[1])} times"
-                for ours, others in zip(*calls, strict=False):
-                    errors.add(_side(pair[0], *ours), _side(pair[1], *others))
-            outputs = _joined(outputs, compare_outputs(_leaves(out_a), _leaves(out_b), tolerance))
+                _compare_calls(pair, errors, first, second)
+            if first is not None and second is not None:
+                outputs = _joined(outputs, compare_outputs(_leaves(first[0]), _leaves(second[0]), tolerance))
         return outputs
+
+
+Ran = tuple[Any, Capture] | None
+"""Outputs and captured calls; None for a model that is weights alone."""
+
+
+def _compare_calls(pair: tuple[LayerRecord, LayerRecord], errors: PairErrors, first: Ran, second: Ran) -> None:
+    """One pair in both models; the side that does not show its layer, by the formula on what reaches the other."""
+    ours, others = (
+        [_side(record, *call) for call in (ran[1].get(record.name, []) if ran is not None else [])]
+        for record, ran in zip(pair, (first, second), strict=True)
+    )
+    if ours and others and len(ours) != len(others):
+        errors.mismatch = f"the models call the layer {len(ours)} and {len(others)} times"
+    errors.by_formula = errors.by_formula or bool(ours) != bool(others)
+    ours, others = (ours or [_computed(pair[0], side.x) for side in others],
+                    others or [_computed(pair[1], side.x) for side in ours])  # fmt: skip
+    for mine, theirs in zip(ours, others, strict=False):
+        errors.add(mine, theirs)
 
 
 class Runs:
@@ -119,32 +179,53 @@ class Runs:
         self.a, self.b, self.data, self.batch_size = a, b, data, batch_size
         self.notes: tuple[str, ...] = ()
         self._move: tuple[int, int] | None = None
+        self._weights = [not can_run(model) for model in (a, b)]
+        self.weights_alone = any(self._weights)
+        if self._weights[0] != self._weights[1]:
+            which, other = ("first", "second") if self._weights[0] else ("second", "first")
+            self.notes = (
+                f"The {which} model is weights alone: its layers were computed on what reaches those of the {other}.",
+            )
 
-    def over(self, names_a: list[str], names_b: list[str]) -> Iterator[tuple[tuple[Any, Capture], tuple[Any, Capture]]]:
+    def over(self, names_a: list[str], names_b: list[str]) -> Iterator[tuple[Ran, Ran]]:
         """Outputs and captured calls of each, batch by batch."""
+        only_b, only_a = self._weights[0] and not self._weights[1], self._weights[1]
         for number, batch in enumerate(batches(self.data, self.batch_size)):
-            ours = self.a.run(batch, capture=names_a)
-            yield ours, self._second(batch, names_b, first=number == 0)
+            ours = None if only_b else _shown(self.a, batch, names_a)
+            yield ours, None if only_a else self._second(batch, names_b, first=number == 0 and not only_b)
 
     def _second(self, batch: Any, names: list[str], *, first: bool) -> tuple[Any, Capture]:
         if not first or isinstance(batch, dict) or np.ndim(batch) < 3:
-            return self.b.run(self._moved(batch), capture=names)
+            return _shown(self.b, self._moved(batch), names)
         try:
-            return self.b.run(batch, capture=names)
+            return _shown(self.b, batch, names)
         except ArgumentError as refusal:
             for move in ((-1, 1), (1, -1)):
                 try:
-                    found = self.b.run(np.moveaxis(batch, *move), capture=names)
+                    found = _shown(self.b, np.moveaxis(batch, *move), names)
                 except ArgumentError:
                     continue
                 self._move = move
                 where = "first" if move == (-1, 1) else "last"
-                self.notes = (f"The second model wants its channels {where}; its input was transposed.",)
+                self.notes += (f"The second model wants its channels {where}; its input was transposed.",)
                 return found
             raise refusal
 
     def _moved(self, batch: Any) -> Any:
         return batch if self._move is None else np.moveaxis(batch, *self._move)
+
+
+def can_run(model: Model) -> bool:
+    """Whether a model has a graph; one of a file of weights alone has none."""
+    return getattr(model, "runner", model) is not None
+
+
+def _shown(model: Model, batch: Any, names: list[str]) -> tuple[Any, Capture]:
+    """Outputs, and what an engine shows of the layers: none, where all are inside other operators."""
+    try:
+        return model.run(batch, capture=names)
+    except Refused:
+        return model.run(batch)
 
 
 def _computed(record: LayerRecord, x: Array) -> Side:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from batchnorm.analysis.agreement import Agreement, EngineResult, Tolerance, allowed
 from batchnorm.analysis.constants import Constants
+from batchnorm.analysis.folded import effective, is_merged
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.norms import ENGINES, NormCall, installed
@@ -20,9 +21,9 @@ from batchnorm.engines.workers import TIMEOUT, EngineFailed, Workers
 from batchnorm.errors import ArgumentError
 
 from .feeding import Fed, Saver, batches, captured, drawn, given, loaded
-from .loading import chosen, hashed, opened
+from .loading import chosen, hashed, opened, some
 from .results import Input, Verification
-from .siblings import compare_runs
+from .siblings import Sibling, pair_up
 
 __all__ = ["verify"]
 
@@ -155,26 +156,20 @@ def verify(
     wanted = Wanted(layer, x, data, random, seed, load_inputs, batch_size, Tolerance(atol, rtol))
     names = _engine_names(engines, alone=other is None)
     read = opened(model, epsilon)
-    records, notes = _verifiable(read, layer)
+    sibling = None if other is None else pair_up(read, opened(other, epsilon), layer)
+    records, notes = _verifiable(read, layer, sibling, whole=data is not None)
     with contextlib.ExitStack() as stack:
         saver = None
         if save_inputs is not None:
             saver = Saver(save_inputs, records, force=force)
             stack.callback(saver.discard)
-        if other is not None:
-            sibling = opened(other, epsilon)
-            comparison, more = compare_runs(
-                read,
-                sibling,
-                records,
-                wanted.tolerance,
-                wanted.data,
-                wanted.batch_size,
-                lambda: wanted.fed(read, records),
+        comparison, models = None, (hashed(model, read),)
+        if sibling is not None:
+            comparison, more = sibling.compared(
+                wanted.tolerance, wanted.data, wanted.batch_size, lambda: wanted.fed(read, records)
             )
-            models = (hashed(model, read), hashed(other, sibling))
-        else:
-            comparison, more, models = None, (), (hashed(model, read),)
+            notes += more
+            models += (hashed(other, sibling.b),)
         results, run = (), None
         if names or saver is not None or other is None:
             workers = stack.enter_context(Workers(timeout))
@@ -185,7 +180,7 @@ def verify(
             saver.finish()
     how = Input(wanted.source, seed if wanted.source == "random" else None, atol, rtol)
     layers = tuple(record.name for record in records)
-    return Verification(models, layers, how, results, run, comparison, (*notes, *more))
+    return Verification(models, layers, how, results, run, comparison, notes)
 
 
 @dataclass(slots=True, eq=False)
@@ -279,20 +274,40 @@ def _lacking(name: str, missing: str, asked: bool) -> EngineResult:
     return EngineResult(name, None, "failed" if asked else "unavailable", why)
 
 
-def _verifiable(read: Model, layer: str | None) -> tuple[list[LayerRecord], tuple[str, ...]]:
-    """The layers whose output is determined by what the model holds, and what to say of the others."""
-    records = list(read.layers) if layer is None else [chosen(read.layers, layer, "verify")]
-    unknown = [record.name for record in records if record.epsilon is None]
+def _verifiable(
+    read: Model, layer: str | None, sibling: Sibling | None, *, whole: bool
+) -> tuple[list[LayerRecord], tuple[str, ...]]:
+    """The layers whose output is determined by what the model holds, and what to say of the others.
+
+    A folded layer is one of variance 1 and epsilon 0. An epsilon may come from the like layer of ``sibling``; without
+    any layer left, two models can still be compared as a ``whole``.
+    """
+    named = list(read.layers) if layer is None else [chosen(read.layers, layer, "verify")]
+    known = {} if sibling is None else {record.name: record for record, _, _ in sibling.pairs}
+    records = [known.get(record.name, effective(record)) for record in named]
+    merged = [record.name for record in records if is_merged(record)]
+    unknown = [record.name for record in records if record.epsilon is None and record.name not in merged]
     if unknown:
         raise ArgumentError(
             f"verify: {read.path} holds no epsilon for {unknown[0]!r}, so that its output is not determined. Pass "
             "--eps E, the epsilon that the model was built with."
         )
-    without = [r.name for r in records if r.moving_mean is None or r.moving_variance is None]
-    held = [record for record in records if record.name not in without]
-    if not held:
-        raise ArgumentError(f"verify: {read.path} holds no moving statistics for {without[0]!r}; nothing to verify.")
+    without = [r.name for r in records if r.name not in merged and (r.moving_mean is None or r.moving_variance is None)]
+    held = [record for record in records if record.name not in {*without, *merged}]
+    if not held and not (whole and sibling is not None):
+        raise ArgumentError(f"verify: {_nothing(read.path, without, merged)}")
     notes = tuple(getattr(read, "notes", ()))
     if without:
-        notes += (f"Left out, as the model holds no moving statistics for them: {', '.join(without[:5])}.",)
+        notes += (f"Left out, as the model holds no moving statistics for them: {some(without)}.",)
+    if merged and sibling is None:
+        notes += (f"Left out, as they are part of the weights of other operators: {some(merged)}.",)
     return held, notes
+
+
+def _nothing(path: str, without: Sequence[str], merged: Sequence[str]) -> str:
+    if without:
+        return f"{path} holds no moving statistics for {without[0]!r}; nothing to verify."
+    return (
+        f"{path} holds {merged[0]!r} as part of the weights of another operator; nothing to verify by itself. Compare "
+        "the outputs with those of the model that it was made from: verify A B --data FILE."
+    )

@@ -18,6 +18,8 @@ Runner = Callable[[Any, Sequence[str]], tuple[Any, Capture]]
 """Takes an input and the names of layers to capture; returns the outputs and what went in and out of those layers."""
 
 QUOTED = 200
+STATE_DICTS = ("torch", "safetensors")
+FROM_CODE = "Give the module as package.module:name with --weights and this file, or its .pt2 or .onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ class ModelFile:
             raise unreadable(
                 self.path,
                 "it holds weights and no graph, so it cannot be run",
-                "Save the whole model with model.save('model.keras')",
+                FROM_CODE if self.format in STATE_DICTS else "Save the whole model with model.save('model.keras')",
             )
         return self.runner(x, capture)
 

@@ -113,7 +113,8 @@ def _notes(found: Found) -> Iterator[str]:
     if not found.records:
         return
     merged = [name for name, record in found.records.items() if record.gamma is None and name not in found.together]
-    note = FOLDED_NOTE.format(f"{len(found.places)} of {len(found.records)}")
+    kept = sum(record.gamma is not None for record in found.records.values())
+    note = FOLDED_NOTE.format(f"{kept} of {len(found.records)}")
     yield note + (MERGED_NOTE.format(f"the other {len(merged)}") if merged else "")
     if found.together:
         yield TOGETHER_NOTE.format(" and ".join(map(quoted, found.together)))

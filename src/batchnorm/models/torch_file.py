@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any, cast
 
 from batchnorm.core.record import LayerRecord
+from batchnorm.engines.session import Lazy
 from batchnorm.engines.torch_files import dtype_of, is_plain, is_spread, load_script, load_weights_only
+from batchnorm.engines.torch_script import open_script
 from batchnorm.engines.torch_state import array_of
 
 from .archive import Archive
@@ -71,7 +73,15 @@ def read_script(path: str, *, trust: bool) -> ModelFile:
     records = tuple(settings[each.name].applied(each) if each.name in settings else each for each in found.layers)
     is_known = all(record.epsilon is not None for record in records)
     notes = (SCRIPT_NOTE,) if is_known and records else found.notes
-    return ModelFile(path=path, format="torchscript", layers=records, other_layers=found.other_layers, notes=notes)
+    names = tuple(record.name for record in records)
+    return ModelFile(
+        path=path,
+        format="torchscript",
+        layers=records,
+        other_layers=found.other_layers,
+        notes=notes,
+        runner=Lazy(partial(open_script, module, path, names)),
+    )
 
 
 def state_dicts(value: Any) -> list[tuple[Path, dict[str, Tensor]]]:

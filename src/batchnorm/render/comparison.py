@@ -12,14 +12,19 @@ from .pieces import Document, add_row, named, print_notes, print_table, printabl
 
 __all__ = ["draw_diff"]
 
+MOST_NAMED = 5
+
 
 def draw_diff(document: Document, to: Console, wide: bool) -> None:
     """Each pair that differs, with its constants; then the layers without a partner."""
     pairs = document["pairs"]
-    differing = [pair for pair in pairs if pair["differences"]]
+    unknown = [pair for pair in pairs if _epsilon_unknown(pair)]
+    differing = [pair for pair in pairs if pair["differences"] and pair not in unknown]
     _title(document, to)
     counted = f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'} of layers"
     to.print(f"  {counted}, {len(differing) or 'none'} of them differ{'s' if len(differing) == 1 else ''}.")
+    if unknown:
+        _draw_unknown(unknown, to)
     for pair in differing:
         to.print()
         _draw_pair(pair, to)
@@ -28,6 +33,31 @@ def draw_diff(document: Document, to: Console, wide: bool) -> None:
             to.print()
             to.print(Text(f"Only in {side}: {', '.join(map(named, names))}"))
     print_notes(document, to)
+
+
+def _epsilon_unknown(pair: Document) -> bool:
+    """Whether all that is to be said of a pair is that one side holds no epsilon, nor anything that tells it."""
+    (one, *others) = pair["differences"] or [None]
+    return (
+        one is not None
+        and not others
+        and one["what"] == "epsilon"
+        and None in (one["a"], one["b"])
+        and (one["max_output_change"] is None and "does not hold" in one["detail"])
+    )
+
+
+def _draw_unknown(pairs: list[Document], to: Console) -> None:
+    """One paragraph for all layers whose epsilon one file does not hold."""
+    sides = sorted({"a" if pair["differences"][0]["a"] is None else "b" for pair in pairs})
+    known = {value(one) for pair in pairs for one in (pair["differences"][0]["a"], pair["differences"][0]["b"])}
+    names = ", ".join(named(pair["a"]) for pair in pairs[:MOST_NAMED]) + (", ..." if len(pairs) > MOST_NAMED else "")
+    told = ", ".join(sorted(known - {"none"}))
+    text = (
+        f"The epsilon of {names} is not in {' and '.join(sides)}; the other side has {told}. Nothing else differs there"
+        f"{'' if len(pairs) == 1 else ' in any of these ' + str(len(pairs))}. Pass --eps to compare it."
+    )
+    to.print(Padding(Text(text), (0, 0, 0, 2)))
 
 
 def _title(document: Document, to: Console) -> None:

@@ -40,7 +40,7 @@ def _draw_engines(document: Document, to: Console, wide: bool) -> None:
     given = document["input"]
     tolerated = given["atol"] is not None or given["rtol"] is not None
     limit = f"{given['atol'] or 0:g} + {given['rtol'] or 0:g}*|y|" if tolerated else BOUND
-    to.print(Text(f"  Allowed beside the float64 reference: {limit}.", style="dim"))
+    to.print(Padding(Text(f"Allowed beside the float64 reference: {limit}.", style="dim"), (0, 0, 0, 2)))
     to.print()
     run = document["model_run"]
     engines = [*document["engines"], *([run] if run is not None else [])]
@@ -72,11 +72,29 @@ def _draw_decades(engines: list[Any], to: Console) -> None:
         print_table(drawn, to)
 
 
+def _agreement(count: int, outputs: Document | None) -> str:
+    """What to say where no layer was seen to diverge."""
+    if not count:
+        return "No layer could be compared by itself."
+    layers = f"all {count} layers" if count > 1 else "the one layer"
+    if outputs is None or outputs["agrees"]:
+        return f"The models agree in {layers} compared."
+    return f"The models agree in {layers} compared, and part in what lies between or after."
+
+
+def _outputs(outputs: Document, layers_agree: bool) -> str:
+    if not outputs["max_abs"]:
+        return "The models' outputs are equal to the bit."
+    verdict = "differ" if not outputs["agrees"] else ("agree" if layers_agree else "differ little")
+    share = f"{short(outputs['max_rel'], 2)} of the largest"
+    return f"The models' outputs {verdict}: up to {short(outputs['max_abs'], 3)} apart, {share}."
+
+
 def _draw_comparison(comparison: Document, to: Console) -> None:
     to.print()
     pairs, first = comparison["pairs"], comparison["first_diverging"]
     if first is None:
-        to.print(f"  The models agree in {'all ' if len(pairs) > 1 else ''}{len(pairs)} layers.")
+        to.print(f"  {_agreement(len(pairs), comparison['outputs'])}")
     else:
         name = named(first["a"]) if first["a"] == first["b"] else f"{named(first['a'])} ({named(first['b'])})"
         to.print(Text(f"  They part at {name}, cause {first['cause']}: {printable(first['why'])}."))
@@ -87,11 +105,8 @@ def _draw_comparison(comparison: Document, to: Console) -> None:
             cells = (short(pair["input_max_abs"], 3), short(pair["max_abs"], 3), pair["cause"])
             add_row(drawn, (named(pair["a"]), *cells))
         print_table(drawn, to)
-    outputs = comparison["outputs"]
-    if outputs is not None:
-        verdict = "differ" if not outputs["agrees"] else ("agree" if first is None else "differ little")
-        share = f"{short(outputs['max_rel'], 2)} of the largest"
-        to.print(f"  The models' outputs {verdict}: up to {short(outputs['max_abs'], 3)} apart, {share}.")
+    if comparison["outputs"] is not None:
+        to.print(f"  {_outputs(comparison['outputs'], first is None)}")
     for side, names in (("first", comparison["only_a"]), ("second", comparison["only_b"])):
         if names:
             to.print(Text(f"  Only in the {side}: {', '.join(map(named, names))}"))
