@@ -169,12 +169,15 @@ def test_promote_dtype_of_ones_own_has_the_last_word():
         ({"ddof": 2}, "ddof must be one of 0, 1; got 2"),
         ({"virtual_batch_size": 0}, "virtual_batch_size must be an integer of at least 1; got 0"),
         ({"virtual_batch_size": 4, "axis_name": "d"}, r"virtual_batch_size splits .* got both \(4 and 'd'\)"),
+        ({"axis": 1.5}, "BatchNorm: axis must be an integer or a sequence of integers; got 1.5"),
+        ({"axis": ()}, r"axis must name each channel axis once; got \(\)"),
+        ({"num_features": 2.5}, "num_features must be an integer of at least 0; got 2.5"),
         ({"axis": (1, 2)}, r"num_features must give one length for each axis; got 3 for axis \(1, 2\)"),
     ],
 )
 def test_bad_options_are_refused_at_construction(options, message):
     with pytest.raises(ValueError, match=message):
-        layer(3, **options)
+        layer(options.pop("num_features", 3), **options)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,21 @@ def test_bad_calls_are_refused(shape, options, mask, message):
     bn = layer(3, **options)
     with pytest.raises(ValueError, match=message):
         bn(jnp.zeros(shape), mask=None if mask is None else jnp.ones(mask, bool))
+
+
+def test_exported_for_any_batch_size_it_trains():
+    definition, state = nnx.split(layer(3))
+
+    @jax.jit
+    def step(state, x):
+        bn = nnx.merge(definition, state)
+        return bn(x), nnx.state(bn)
+
+    (n,) = jax.export.symbolic_shape("n")
+    exported = jax.export.export(step)(state, jax.ShapeDtypeStruct((n, 3), jnp.float32))
+    x = jnp.asarray(batch(5, 3))
+    y, _ = exported.call(state, x)
+    np.testing.assert_allclose(y, step(state, x)[0], rtol=1e-6, atol=1e-6)
 
 
 def test_a_mask_of_weights_is_refused():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 import batchnorm.flax as bn
+from batchnorm.errors import NoBatchNorm
 
 
 def normal(*shape, seed=0):
@@ -89,6 +90,14 @@ def test_options_beyond_flax_and_debiased_weights_count_as_free_of_the_start():
     np.testing.assert_allclose(ours(normal(8, 3)), theirs(normal(8, 3)), atol=1e-5)
     fresh = bn.convert(Model(nnx.Rngs(0)), statistics="debiased")
     assert fresh.first.remaining[...].tolist() == [1, 1, 1]  # still the initial mean 0 and variance 1
+
+
+def test_what_holds_no_batch_norm_is_refused():
+    for function, who in ((bn.convert, "convert"), (bn.freeze, "freeze"), (bn.unfreeze, "unfreeze")):
+        with pytest.raises(ValueError, match=f"^{who}: module must be a flax.nnx.Module; got int"):
+            function(3)
+    with pytest.raises(NoBatchNorm, match="freeze: there is no batch normalization in Linear"):
+        bn.freeze(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
 
 def test_what_cannot_be_swapped_is_named():

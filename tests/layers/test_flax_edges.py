@@ -48,6 +48,11 @@ def test_empty_batch(statistics):
     assert np.isnan(theirs.mean[...]).all()  # for good
 
 
+def test_no_channels_in_virtual_batches():
+    ours = bn.BatchNorm(0, virtual_batch_size=2, rngs=nnx.Rngs(0))
+    assert ours(jnp.zeros((5, 0))).shape == (5, 0)
+
+
 def test_one_element_per_channel():
     ours, theirs = both(2)
     ours.bias[...] = theirs.bias[...] = jnp.array([1.0, -2.0])

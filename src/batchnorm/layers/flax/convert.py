@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.core import meta
 
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, NoBatchNorm
 
 from .layer import BatchNorm
 
@@ -64,7 +64,8 @@ def convert(
     Raises
     ------
     ArgumentError
-        A layer has a value that ours refuses (epsilon 0); ``variables`` do not fit; a Linen layer without them.
+        Neither an NNX module nor a Linen layer; a layer has a value that ours refuses (epsilon 0); ``variables`` do not
+        fit; a Linen layer without them.
 
     Notes
     -----
@@ -74,6 +75,7 @@ def convert(
     """
     if isinstance(module, linen.BatchNorm):
         return _of_linen(module, variables, options)
+    _check_module(module, "convert")
     left: list[str] = []
 
     def swapped(path: tuple[Any, ...], node: Any) -> Any:
@@ -148,7 +150,9 @@ def freeze(module: M) -> M:
     Raises
     ------
     ArgumentError
-        The module holds layers of Flax' own, which ``train()`` would thaw: `convert` it first.
+        The module holds layers of Flax' own, which ``train()`` would thaw: `convert` it first; it is no module.
+    NoBatchNorm
+        No batch normalization in ``module``.
     """
     return _set_frozen(module, True, "freeze")
 
@@ -159,16 +163,20 @@ def unfreeze(module: M) -> M:
 
 
 def _set_frozen(module: M, frozen: bool, who: str) -> M:
-    foreign = [
-        _joined(path)
-        for path, node in nnx.iter_modules(module)
-        if isinstance(node, nnx.BatchNorm) and not isinstance(node, BatchNorm)
-    ]
-    if foreign:
+    _check_module(module, who)
+    norms = {_joined(path): node for path, node in nnx.iter_modules(module) if isinstance(node, nnx.BatchNorm)}
+    if not norms:
+        raise NoBatchNorm(f"{who}: there is no batch normalization in {type(module).__name__}.")
+    if foreign := [path for path, node in norms.items() if not isinstance(node, BatchNorm)]:
         raise ArgumentError(f"{who}: module holds flax.nnx.BatchNorm at {foreign}. Pass it through convert first.")
     for _, layer in _layers(module):
         layer.frozen = frozen
     return module
+
+
+def _check_module(module: Any, who: str) -> None:
+    if not isinstance(module, nnx.Module):
+        raise ArgumentError(f"{who}: module must be a flax.nnx.Module; got {type(module).__name__}.")
 
 
 def _layers(module: nnx.Module) -> Iterator[tuple[tuple[Any, ...], BatchNorm]]:

@@ -16,6 +16,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 
 from batchnorm.core import equations, training
+from batchnorm.core.arrays import as_axis
 from batchnorm.core.plan import Plan, plan
 from batchnorm.core.training import Rule, Statistics
 from batchnorm.errors import ArgumentError
@@ -154,7 +155,7 @@ class BatchNorm(nnx.BatchNorm):
     ) -> None:
         self.num_features = num_features
         self.use_running_average = use_running_average
-        self.axis = axis if isinstance(axis, int) else tuple(axis)
+        self.axis = as_axis(axis, WHO)
         self.momentum = momentum
         self.epsilon = epsilon
         self.dtype = dtype
@@ -293,7 +294,7 @@ class BatchNorm(nnx.BatchNorm):
         return how
 
     def _channel_shape(self) -> tuple[int, ...]:
-        return (self.num_features,) if isinstance(self.num_features, int) else tuple(self.num_features)
+        return tuple(self.num_features) if isinstance(self.num_features, tuple | list) else (self.num_features,)
 
     def _check(self) -> None:
         positive(WHO, "epsilon", self.epsilon)

@@ -183,7 +183,9 @@ def _(task: Task, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[
 def _moments(task: Task, x: Any, mask: Any) -> Moments:
     ones = jnp.ones_like(x, shape=()) if mask is None else mask.astype(x.dtype)
     held = [n if i in task.reduced else 1 for i, n in enumerate(x.shape)]
-    count = ones * float(_product(held)) if mask is None else jnp.sum(ones, axis=task.reduced, keepdims=True)
+    count = (
+        ones * jnp.asarray(_product(held), x.dtype) if mask is None else jnp.sum(ones, axis=task.reduced, keepdims=True)
+    )
     batch = equations.moments(jnp, x, task.reduced, jnp.maximum(count, 1), mask)
     batch = batch._replace(count=jnp.broadcast_to(count, batch.high.shape))
     return batch if task.sync is None else equations.merge_all(jnp, task.sync.gathered(batch))
@@ -211,12 +213,12 @@ def _train_in_parts(
 
     def split(value: Any) -> Any:
         padded = jnp.pad(value, [(0, filled)] + [(0, 0)] * (value.ndim - 1))
-        return padded.reshape((-1, size, *value.shape[1:]))
+        return padded.reshape((padded.shape[0] // size, size, *value.shape[1:]))
 
     inner = task._replace(reduced=tuple(i + 1 for i in task.reduced), virtual_batch_size=None)
     wide = jax.tree.map(lambda value: value[None], (state, gamma, beta))
     y, batch = _normalized(inner, rule, wide[0], split(x), None if mask is None else split(mask), *wide[1:])
-    return y.reshape((-1, *x.shape[1:]))[:length], *_updated_in_turn(rule, state, _constant(state, batch))
+    return y.reshape((length + filled, *x.shape[1:]))[:length], *_updated_in_turn(rule, state, _constant(state, batch))
 
 
 def _updated_in_turn(rule: Rule, state: State, parts: Moments) -> tuple[State, Any]:
