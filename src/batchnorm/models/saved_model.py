@@ -21,7 +21,7 @@ from batchnorm.engines.session import Lazy, Places, Session
 from .keras_records import MOST_UPDATES, numbered
 from .modelfile import ModelFile, quoted, unreadable
 from .protobuf import Message, WireError
-from .saved_objects import Objects, keras_configs
+from .saved_objects import OBJECT_GRAPH, Objects, keras_configs
 from .tensor_bundle import Bundle
 from .tf_graph import Frame, Function, Param, Variable, constant_of, walk
 from .tf_norms import Found, fused, written_out
@@ -70,12 +70,12 @@ def read_folder(path: str) -> ModelFile:
         opened = _open(path)
         entry, found, compiled = _search(opened)
         layers = [_Layer(opened, entry, uses) for uses in _grouped(found)]
-        known = [(layer.record(), layer) for layer in layers]
-        unseen = list(_unseen(opened, {layer.mean_name() for layer in layers}))
+        unseen = _unseen(opened, {layer.mean_name() for layer in layers})
+        known = [(_with_statistics(layer, unseen), layer) for layer in layers]
     except WireError as error:
         raise unreadable(path, f"{GRAPH} is damaged ({error})", "Save or copy the model again") from None
-    records = numbered([*(record for record, _ in known), *unseen])
-    notes = [STABLEHLO_NOTE] if compiled else [UNSEEN_NOTE.format(quoted(record.name)) for record in unseen]
+    records = numbered([*(record for record, _ in known), *unseen.values()])
+    notes = [STABLEHLO_NOTE] if compiled else [UNSEEN_NOTE.format(quoted(record.name)) for record in unseen.values()]
     places = {record.name: layer.places() for record, (_, layer) in zip(records, known, strict=False)}
     return ModelFile(
         path=path,
@@ -104,10 +104,18 @@ def _open(path: str) -> Opened:
     folder, objects = Path(path, "variables"), Objects(serving.inner(7))
     bundle = Bundle(folder / "variables", path) if folder.is_dir() else None
     if bundle is not None:
-        objects.locate(bundle)
+        _locate(objects, bundle, path)
     metadata = Path(path, METADATA)
     configs = keras_configs(_bytes(metadata, path, MOST_METADATA)) if metadata.is_file() else {}
     return Opened(path, graph, functions, objects, bundle, configs)
+
+
+def _locate(objects: Objects, bundle: Bundle, path: str) -> None:
+    try:
+        objects.locate(bundle)
+    except WireError as error:
+        file = f"variables/{bundle.file(OBJECT_GRAPH)}"
+        raise unreadable(path, f"{file} is damaged ({error})", "Save or copy the model again") from None
 
 
 def _bytes(file: Path, path: str, most: int) -> bytes:
@@ -284,13 +292,14 @@ def _share(value: Any) -> float | None:
     return float(value) if number and 0 <= value <= 1 else None
 
 
-def _unseen(opened: Opened, taken: set[str]) -> Iterator[LayerRecord]:
+def _unseen(opened: Opened, taken: set[str]) -> dict[str, LayerRecord]:
     """Layers that only the names of their variables betray: the graph is compiled, or has them only for training."""
     groups: dict[str, dict[str, int]] = {}
     for number, name in opened.objects.variables().items():
         scope, _, role = name.rpartition("/")
         if role in ROLES:
             groups.setdefault(scope, {}).setdefault(role, number)
+    found: dict[str, LayerRecord] = {}
     for scope, numbers in groups.items():
         if not {"moving_mean", "moving_variance"} <= set(numbers):
             continue
@@ -298,7 +307,20 @@ def _unseen(opened: Opened, taken: set[str]) -> Iterator[LayerRecord]:
             continue
         arrays = {role: array for role, n in numbers.items() if (array := _stored(opened, n)) is not None}
         if len(arrays) == len(numbers):
-            yield _record(opened.path, scope or "batch_normalization", "batchnorm", arrays)
+            found[scope] = _record(opened.path, scope or "batch_normalization", "batchnorm", arrays)
+    return found
+
+
+def _with_statistics(layer: _Layer, unseen: dict[str, LayerRecord]) -> LayerRecord:
+    """A layer that its graph runs in training mode takes the statistics that lie beside its gamma and beta."""
+    record = layer.record()
+    if record.moving_mean is not None or record.name not in unseen:
+        return record
+    beside = unseen[record.name]
+    if beside.channels != record.channels:
+        return record
+    del unseen[record.name]
+    return record.replace(moving_mean=beside.moving_mean, moving_variance=beside.moving_variance)
 
 
 def _others(opened: Opened) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from .protobuf import Message, WireError
 from .tensor_bundle import Bundle
 
-__all__ = ["Objects", "keras_configs"]
+__all__ = ["OBJECT_GRAPH", "Objects", "keras_configs"]
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "VARIABLE_VALUE"

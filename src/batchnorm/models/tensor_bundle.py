@@ -101,6 +101,11 @@ class Bundle:
             raise unreadable(self._path, f"{quoted(name)} has a size that contradicts its shape", DAMAGED)
         return np.frombuffer(self._bytes(name, entry), dtype).reshape(entry.shape)
 
+    def file(self, name: str) -> str:
+        """The name of the file that holds a tensor."""
+        entry = self._entries.get(name)
+        return f"{self._prefix.name}.data-{entry.shard if entry else 0:05d}-of-{self._shards:05d}"
+
     def string(self, name: str) -> bytes | None:
         """A tensor that holds one string: its length, a checksum of the length, then the bytes."""
         entry = self._entries.get(name)
@@ -126,7 +131,7 @@ class Bundle:
             ) from None
 
     def _bytes(self, name: str, entry: Entry, *, checked: bool = True) -> bytes:
-        file = self._prefix.with_name(f"{self._prefix.name}.data-{entry.shard:05d}-of-{self._shards:05d}")
+        file = self._prefix.with_name(self.file(name))
         try:
             with file.open("rb") as stream:
                 if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > file.stat().st_size:

@@ -16,7 +16,8 @@ from .tensor_bundle import DTYPES
 __all__ = ["Constant", "Frame", "Function", "Node", "Param", "Variable", "constant_of", "walk"]
 
 DEEPEST = 64
-MOST_NODES = 2_000_000
+MOST_NODES = 500_000
+COST_OF_CALL = 50  # in nodes: a graph that expands without end is one of small functions
 LONGEST_WAY = 200
 PASSES = {"Identity", "ReadVariableOp", "Reshape", "Cast", "Enter", "Squeeze", "ExpandDims", "StopGradient", "Neg"}
 HANDLES = {"VarHandleOp", "VariableV2", "Variable"}
@@ -164,7 +165,7 @@ def walk(frame: Frame, functions: dict[str, Message]) -> Iterator[tuple[Frame, N
 def _walk(
     frame: Frame, functions: dict[str, Message], known: dict[str, Function], left: list[int], depth: int
 ) -> Iterator[tuple[Frame, Node]]:
-    left[0] -= len(frame.body.nodes) + 1
+    left[0] -= len(frame.body.nodes) + COST_OF_CALL
     if left[0] < 0 or depth > DEEPEST:
         raise WireError("its functions call each other without end")
     for node in frame.body.nodes.values():
