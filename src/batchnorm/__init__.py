@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchnorm import testing
+    from batchnorm.api.checking import check
     from batchnorm.api.comparing import diff
     from batchnorm.api.explaining import explain, explain_arrays
     from batchnorm.api.loading import list_layers, load
+    from batchnorm.api.rulebook import rules
     from batchnorm.api.verifying import verify
     from batchnorm.core.accumulator import Accumulator, merge_moments
     from batchnorm.core.ops import batch_norm, batch_norm_grad, moments, normalize
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "batch_norm",
     "batch_norm_grad",
+    "check",
     "diff",
     "explain",
     "explain_arrays",
@@ -52,14 +55,17 @@ __all__ = [
     "merge_moments",
     "moments",
     "normalize",
+    "rules",
     "testing",
     "verify",
 ]
 
 HOMES = {
+    "api.checking": ("check",),
     "api.comparing": ("diff",),
     "api.explaining": ("explain", "explain_arrays"),
     "api.loading": ("list_layers", "load"),
+    "api.rulebook": ("rules",),
     "api.verifying": ("verify",),
     "core.accumulator": ("Accumulator", "merge_moments"),
     "core.ops": ("batch_norm", "batch_norm_grad", "moments", "normalize"),

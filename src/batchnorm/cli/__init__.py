@@ -1,6 +1,6 @@
 """The command: parse, call, render, exit status."""
 
-from . import about, comparing, reading
+from . import about, checking, comparing, reading
 from .program import main, run
 
-__all__ = ["about", "comparing", "main", "reading", "run"]
+__all__ = ["about", "checking", "comparing", "main", "reading", "run"]

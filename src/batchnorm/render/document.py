@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["dumps", "plain"]
+__all__ = ["dumps", "plain", "spelled"]
 
 
 def plain(value: Any) -> Any:
@@ -34,14 +34,15 @@ def plain(value: Any) -> Any:
 
 def dumps(document: Mapping[str, Any]) -> str:
     """The document as JSON; a number JSON cannot hold is the string ``"nan"``, ``"inf"`` or ``"-inf"``."""
-    return json.dumps(_spelled(document), indent=2, allow_nan=False)
+    return json.dumps(spelled(document), indent=2, allow_nan=False)
 
 
-def _spelled(value: Any) -> Any:
+def spelled(value: Any) -> Any:
+    """A document with numbers that JSON cannot hold as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _spelled(item) for key, item in cast("dict[str, Any]", value).items()}
+        return {key: spelled(item) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_spelled(item) for item in cast("list[Any]", value)]
+        return [spelled(item) for item in cast("list[Any]", value)]
     return value

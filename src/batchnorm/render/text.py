@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .comparison import draw_diff
+from .findings import draw_check, draw_rule
 from .pieces import Document, add_row, named, print_notes, print_table, printable, short, table
 from .verification import draw_verify
 
@@ -283,4 +284,6 @@ DRAWN: dict[str, Callable[[Document, Console, bool], None]] = {
     "explain": draw_explain,
     "demo": draw_demo,
     "doctor": draw_doctor,
+    "check": draw_check,
+    "rule": draw_rule,
 }

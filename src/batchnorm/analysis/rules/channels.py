@@ -96,7 +96,8 @@ def initial_share(record: LayerRecord) -> Array | None:
 
 def initially(record: LayerRecord) -> str:
     """``mean 0 and variance 1``."""
-    return f"mean {record.initial_mean or 0:g} and variance {1 if record.initial_variance is None else record.initial_variance:g}"
+    variance = 1.0 if record.initial_variance is None else record.initial_variance
+    return f"mean {record.initial_mean or 0.0:g} and variance {variance:g}"
 
 
 def indices(where: Mask) -> tuple[int, ...]:

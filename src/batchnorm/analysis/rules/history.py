@@ -162,8 +162,8 @@ def _stalls(record: LayerRecord) -> Hit | None:
         level="note",
         layer=record.name,
         message=(
-            f"statistics are stored in {record.dtype}: at decay {record.decay:g} an update is lost in rounding once the "
-            f"batch lies within {percent(min(behind, 1.0))} of the stored value, so training on leaves them there."
+            f"statistics are stored in {record.dtype}: at decay {record.decay:g} an update is lost in rounding once "
+            f"the batch lies within {percent(min(behind, 1.0))} of the stored value, so training on leaves them there."
         ),
         short=f"{record.dtype} statistics stall {percent(min(behind, 1.0))} off",
         remedy="Before training on, keep the layer's statistics in float32 (module.float(), dtype_policy='float32').",
@@ -216,8 +216,8 @@ def _mixed(part: str, frozen: list[str], live: list[str]) -> Hit:
         layer=None,
         layers=tuple(few),
         message=(
-            f"inside {part} {len(frozen)} layers are frozen and {len(live)} are not ({which}: {names}): in training the "
-            "live ones normalise with the batch, the frozen ones do not."
+            f"inside {part} {len(frozen)} layers are frozen and {len(live)} are not ({which}: {names}): in training "
+            "the live ones normalise with the batch, the frozen ones do not."
         ),
         short=f"frozen and live layers inside {part}",
         remedy="If that was not the aim, freeze or unfreeze all of them: batchnorm freeze MODEL -o OUT.",

@@ -127,8 +127,8 @@ def _disagreeing(records: list[LayerRecord]) -> Iterable[Hit]:
         layer=None,
         layers=tuple(few),
         message=(
-            f"layers disagree about epsilon: {counted[usual]} have {usual}, {len(few)} {others} ({names}). A pretrained "
-            "body under a new head is the usual reason; an epsilon lost in conversion is another."
+            f"layers disagree about epsilon: {counted[usual]} have {usual}, {len(few)} {others} ({names}). A "
+            "pretrained body under a new head is the usual reason; an epsilon lost in conversion is another."
         ),
         short=f"epsilon {others} where others have {usual}",
         remedy="If the layers were meant to agree, batchnorm diff MODEL ORIGINAL shows which changed.",

@@ -13,26 +13,79 @@ from .finding import RANK, Finding, Hit, Rule, Subject, on_each
 
 __all__ = ["RULES", "apply", "named", "of_record"]
 
-# fmt: off
 RULES: tuple[Rule, ...] = (
     Rule("BN101", "non-finite", "error", "A stored number is NaN or infinite", on_each(values.non_finite)),
     Rule("BN102", "negative-variance", "error", "A moving variance is below zero", on_each(values.negative_variance)),
-    Rule("BN103", "epsilon-dominated", "warning", "Variances no larger than epsilon", on_each(values.epsilon_dominated)),
+    Rule(
+        "BN103", "epsilon-dominated", "warning", "Variances no larger than epsilon", on_each(values.epsilon_dominated)
+    ),
     Rule("BN104", "dead-gamma", "warning", "Gamma near 0: only beta comes out", on_each(values.dead_gamma)),
-    Rule("BN105", "exploding-scale", "warning", "A channel is stretched out of all proportion", on_each(values.exploding_scale)),
-    Rule("BN106", "statistics-never-updated", "error", "Statistics still at their initial values", history.never_updated),
-    Rule("BN107", "statistics-not-converged", "warning", "Too much of the initial value is left", on_each(history.not_converged)),
-    Rule("BN108", "half-precision-damage", "error", "Statistics that 16 bits cannot hold", on_each(history.half_precision_damage)),
-    Rule("BN109", "cancellation-risk", "warning", "A mean over a thousand standard deviations", on_each(values.cancellation_risk)),
+    Rule(
+        "BN105",
+        "exploding-scale",
+        "warning",
+        "A channel is stretched out of all proportion",
+        on_each(values.exploding_scale),
+    ),
+    Rule(
+        "BN106", "statistics-never-updated", "error", "Statistics still at their initial values", history.never_updated
+    ),
+    Rule(
+        "BN107",
+        "statistics-not-converged",
+        "warning",
+        "Too much of the initial value is left",
+        on_each(history.not_converged),
+    ),
+    Rule(
+        "BN108",
+        "half-precision-damage",
+        "error",
+        "Statistics that 16 bits cannot hold",
+        on_each(history.half_precision_damage),
+    ),
+    Rule(
+        "BN109",
+        "cancellation-risk",
+        "warning",
+        "A mean over a thousand standard deviations",
+        on_each(values.cancellation_risk),
+    ),
     Rule("BN110", "constant-channel", "note", "A channel that never varied", on_each(values.constant_channel)),
     Rule("BN201", "epsilon-unknown", "note", "The file holds no epsilon", on_each(settings.epsilon_unknown)),
-    Rule("BN202", "momentum-convention", "warning", "A momentum of the other framework's convention", on_each(settings.momentum_convention)),
-    Rule("BN206", "odd-epsilon", "warning", "An epsilon that is no small constant, or not the others'", settings.odd_epsilon),
-    Rule("BN207", "swapped-statistics", "error", "Mean and variance were exchanged", on_each(values.swapped_statistics)),
-    Rule("BN208", "freeze-conflict", "warning", "Frozen at its initial values, or frozen beside live", history.freeze_conflict),
-    Rule("BN209", "rank-divergence", "error", "Same weights, other statistics: ranks never merged", settings.rank_divergence, "models"),
+    Rule(
+        "BN202",
+        "momentum-convention",
+        "warning",
+        "A momentum of the other framework's convention",
+        on_each(settings.momentum_convention),
+    ),
+    Rule(
+        "BN206",
+        "odd-epsilon",
+        "warning",
+        "An epsilon that is no small constant, or not the others'",
+        settings.odd_epsilon,
+    ),
+    Rule(
+        "BN207", "swapped-statistics", "error", "Mean and variance were exchanged", on_each(values.swapped_statistics)
+    ),
+    Rule(
+        "BN208",
+        "freeze-conflict",
+        "warning",
+        "Frozen at its initial values, or frozen beside live",
+        history.freeze_conflict,
+    ),
+    Rule(
+        "BN209",
+        "rank-divergence",
+        "error",
+        "Same weights, other statistics: ranks never merged",
+        settings.rank_divergence,
+        "models",
+    ),
 )
-# fmt: on
 
 
 def named(code: str) -> Rule | None:

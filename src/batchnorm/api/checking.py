@@ -1,0 +1,119 @@
+"""What is wrong with a model, and what to do: ``bn.check``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from batchnorm.analysis.rules import RANK, Rule, Subject, apply
+from batchnorm.analysis.rules.finding import Level
+from batchnorm.core.protocols import Model
+from batchnorm.errors import ArgumentError
+
+from .findings import Check, Checked
+from .loading import hashed, load, notes_of
+from .rulebook import chosen_rules
+
+__all__ = ["check"]
+
+DEPLOYED = ("onnx", "pt2", "saved_model", "tflite")
+"""Formats made for inference, which nobody trains any more."""
+NEEDS = {
+    "graph": "this file does not tell which operation feeds which",
+    "data": "needs --data",
+    "models": "needs several MODELs",
+}
+Codes = Iterable[str] | str | None
+
+
+def check(
+    model: Any,
+    data: Any = None,
+    *,
+    others: Sequence[Any] = (),
+    select: Codes = None,
+    ignore: Codes = None,
+    fail_on: str = "warning",
+    epsilon: float | None = None,
+) -> Check:
+    """What is wrong with a model's batch normalizations, with the numbers that show it and the way out.
+
+    Parameters
+    ----------
+    model : path or object
+        See `load`. Without data nothing is run, and nothing of a file executed.
+    data : array_like or iterable of batches, optional
+        Input of the model, which is run on it.
+    others : sequence of paths or objects
+        Further models: each is checked, and all are held against each other.
+    select, ignore : str or iterable of str, optional
+        Codes (``"BN107"``), beginnings of codes (``"BN1"``) or names of rules to apply, or to leave out.
+    fail_on : {"error", "warning", "note"}
+        From which level on ``.failed`` is True.
+    epsilon : float, optional
+        As in `load`.
+
+    Returns
+    -------
+    Check
+        ``.findings``, worst first; ``.failed``; ``str()`` is what the terminal shows, ``.to_json()`` the document.
+
+    Raises
+    ------
+    ModelFileError
+        A file that cannot be read as a model.
+    ArgumentError
+        No such rule or level.
+
+    Examples
+    --------
+    >>> found = check("examples/question.keras")
+    >>> [finding.rule.code for finding in found.findings]
+    ['BN107']
+    >>> found.failed
+    True
+    """
+    rules = chosen_rules(select, ignore)
+    if fail_on not in RANK:
+        raise ArgumentError(f"--fail-on: must be error, warning or note; got {fail_on!r}.")
+    given = [model, *others]
+    reads = [load(one, epsilon=epsilon) for one in given]
+    subjects = _subjects(reads)
+    checked = tuple(
+        Checked(hashed(one, read), len(read.layers), apply(subject, rules), _live(one))
+        for one, read, subject in zip(given, reads, subjects, strict=True)
+    )
+    notes = tuple(note for read in reads for note in _notes(read, epsilon))
+    return Check(checked, cast("Level", fail_on), _skipped(rules, subjects), notes=notes)
+
+
+def _subjects(reads: Sequence[Model]) -> list[Subject]:
+    return [
+        Subject(
+            records=read.layers,
+            graph=getattr(read, "graph", None),
+            deployed=read.format in DEPLOYED,
+            others=tuple((later.path, later.layers) for later in reads[place + 1 :]),
+        )
+        for place, read in enumerate(reads)
+    ]
+
+
+def _skipped(rules: Sequence[Rule], subjects: Sequence[Subject]) -> tuple[tuple[Rule, str], ...]:
+    had = {
+        "records": True,
+        "graph": all(subject.graph is not None for subject in subjects),
+        "data": all(subject.data is not None for subject in subjects),
+        "models": len(subjects) > 1,
+    }
+    return tuple((rule, NEEDS[rule.needs]) for rule in rules if not had[rule.needs])
+
+
+def _notes(read: Model, epsilon: float | None) -> tuple[str, ...]:
+    empty = () if read.layers else (f"{read.path}: there is no batch normalization in this model.",)
+    return (*empty, *notes_of(read, epsilon))
+
+
+def _live(given: Any) -> bool:
+    return not isinstance(given, (str, os.PathLike, Model))
