@@ -7,12 +7,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from batchnorm.analysis.rules import RANK, Rule, Subject, apply
+from batchnorm.analysis.rules.data import needed
 from batchnorm.analysis.rules.finding import Level
+from batchnorm.analysis.rules.measured import Measurements
 from batchnorm.core.protocols import Model
+from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
 
-from .findings import Check, Checked
+from .findings import Check, Checked, Seen
 from .loading import hashed, load, notes_of
+from .measuring import Run, run_on
 from .rulebook import chosen_rules
 
 __all__ = ["check"]
@@ -32,6 +36,8 @@ def check(
     data: Any = None,
     *,
     others: Sequence[Any] = (),
+    labels: Any = None,
+    batch_size: int | None = None,
     select: Codes = None,
     ignore: Codes = None,
     fail_on: str = "warning",
@@ -44,9 +50,15 @@ def check(
     model : path or object
         See `load`. Without data nothing is run, and nothing of a file executed.
     data : array_like or iterable of batches, optional
-        Input of the model, which is run on it.
+        Input of the model, which is run on it in inference mode. A batch is an array, a dict of named inputs, or a
+        tuple of one of them and the labels.
     others : sequence of paths or objects
         Further models: each is checked, and all are held against each other.
+    labels : array_like, optional
+        The right answers, one a sample: gives the accuracy in inference and, where the model can be run so, in
+        training mode.
+    batch_size : int, optional
+        That of the training, where the data is an array: BN405 needs one.
     select, ignore : str or iterable of str, optional
         Codes (``"BN107"``), beginnings of codes (``"BN1"``) or names of rules to apply, or to leave out.
     fail_on : {"error", "warning", "note"}
@@ -64,7 +76,7 @@ def check(
     ModelFileError
         A file that cannot be read as a model.
     ArgumentError
-        No such rule or level.
+        No such rule or level; data without a sample, or with NaN in one.
 
     Examples
     --------
@@ -78,21 +90,50 @@ def check(
     if fail_on not in RANK:
         raise ArgumentError(f"--fail-on: must be error, warning or note; got {fail_on!r}.")
     given = [model, *others]
+    if batch_size is not None and batch_size < 1:
+        raise ArgumentError(f"--batch-size: must be at least 1; got {batch_size}.")
+    if labels is not None and data is None:
+        raise ArgumentError("--labels: they go with --data, which is missing.")
+    if data is not None and others:
+        raise ArgumentError("--data: one model at a time is run on data; give a single MODEL.")
     reads = [load(one, epsilon=epsilon) for one in given]
-    subjects = _subjects(reads)
+    ran = None if data is None or not reads[0].layers else _run(reads[0], data, labels, batch_size)
+    subjects = _subjects(reads, None if ran is None else ran.measurements)
     checked = tuple(
         Checked(hashed(one, read), len(read.layers), apply(subject, rules), _live(one))
         for one, read, subject in zip(given, reads, subjects, strict=True)
     )
     notes = tuple(note for read in reads for note in _notes(read, epsilon))
-    return Check(checked, cast("Level", fail_on), _skipped(rules, subjects), notes=notes)
+    return Check(
+        checked,
+        cast("Level", fail_on),
+        _skipped(rules, subjects),
+        data=None if ran is None else _seen(ran, reads[0].layers, checked[0]),
+        accuracy=None if ran is None else ran.accuracy,
+        notes=notes,
+    )
 
 
-def _subjects(reads: Sequence[Model]) -> list[Subject]:
+def _run(read: Model, data: Any, labels: Any, batch_size: int | None) -> Run:
+    from .batches import batches_of, is_whole
+
+    batched = batch_size is not None or not is_whole(data)
+    return run_on(read, batches_of(data, labels, batch_size), batched)
+
+
+def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:
+    measured = ran.measurements
+    size = next((seen.batch_size for seen in measured.layers.values()), None)
+    gap = next((one.hit.layer for one in checked.findings if one.rule.code == "BN401"), None)
+    return Seen(measured.samples, ran.batches, size, needed(measured, records), gap)
+
+
+def _subjects(reads: Sequence[Model], data: Measurements | None) -> list[Subject]:
     return [
         Subject(
             records=read.layers,
             graph=getattr(read, "graph", None),
+            data=data,
             deployed=read.format in DEPLOYED,
             others=tuple((later.path, later.layers) for later in reads[place + 1 :]),
         )

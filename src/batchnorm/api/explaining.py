@@ -18,6 +18,7 @@ from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, NoBatchNorm
 
+from .batches import samples_of
 from .loading import check_epsilon, chosen, info, load, notes_of, some
 from .results import Explanation, ModelInfo
 
@@ -197,7 +198,7 @@ def _with_data(
 
     _, captured = read.run(data, capture=[record.name for record in records])
     reached = {record.name: captured.get(record.name, []) for record in records}
-    gap = first_gap(records, {name: [x for x, _ in calls] for name, calls in reached.items()})
+    gap = first_gap(records, reached, samples_of(data))
     named = None if layer is None else chosen(records, layer)
     one = named or (gap.record if gap else next((r for r in records if reached[r.name]), None))
     if one is None or not reached[one.name]:

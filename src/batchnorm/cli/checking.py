@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import MODEL_HELP, opened, output_options, show, stdout_kept
+from .options import MODEL_HELP, busy, opened, output_options, show, stdout_kept
 from .program import CLEAN, FINDINGS, program
 from .settings import project_settings
 
@@ -15,6 +15,13 @@ LEVELS = click.Choice(["error", "warning", "note"])
 
 @program.command("check", epilog=MODEL_HELP)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--data",
+    metavar="FILE",
+    help="The input of the MODEL, run batch by batch: .npy, .npz, or package.module:name, an iterable of batches.",
+)
+@click.option("--labels", metavar="FILE", help="The right answers, .npy: accuracy in both modes.")
+@click.option("--batch-size", type=int, metavar="N", help="That of the training, for arrays (BN405).")
 @click.option("--select", metavar="CODES", help="Only these rules: BN107,BN2 (a beginning selects all it begins).")
 @click.option("--ignore", metavar="CODES", help="Not these rules.")
 @click.option("--fail-on", type=LEVELS, help="From which level on the exit status is 1 (warning).")
@@ -32,6 +39,9 @@ LEVELS = click.Choice(["error", "warning", "note"])
 )
 def check_command(
     models: tuple[str, ...],
+    data: str | None,
+    labels: str | None,
+    batch_size: int | None,
     select: str | None,
     ignore: str | None,
     fail_on: str | None,
@@ -47,13 +57,17 @@ def check_command(
     Without --data it reads the file and runs nothing. Several MODELs are also held against each other. [tool.batchnorm]
     in pyproject.toml can hold select, ignore and fail-on. Exit status 1 from --fail-on on.
     """
+    from batchnorm.api import inputs
     from batchnorm.api.checking import check
 
     own = project_settings()
-    with stdout_kept():
+    with stdout_kept(), busy("Running the model", data is not None):
         given = [opened(model, eps, trust, weights) for model in models]
         found = check(
             given[0],
+            None if data is None else inputs.model_batches(data),
+            labels=None if labels is None else inputs.array_file(labels, "--labels"),
+            batch_size=batch_size,
             others=given[1:],
             select=select if select is not None else own.get("select"),
             ignore=ignore if ignore is not None else own.get("ignore"),

@@ -74,14 +74,20 @@ def _draw_group(group: list[Any], to: Console, wide: bool) -> None:
 def _draw_data(document: Document, to: Console) -> None:
     seen, accuracy = document["data"], document["accuracy"]
     if seen is not None:
-        needed = seen["samples_needed"]
-        enough = "" if needed is None else f" (a gap of 0.3 standard deviations needs {needed})"
-        where = "no layer's" if seen["first_gap"] is None else f"first {named(seen['first_gap'])}'s"
-        verb = "part" if seen["first_gap"] is None else "parts"
-        to.print(f"On {seen['samples']} samples{enough} {where} training and inference mode {verb}.")
+        to.print(_seen(seen))
     if accuracy is not None:
         training = "" if accuracy["training"] is None else f", {_share(accuracy['training'])} in training mode"
         to.print(f"Accuracy {_share(accuracy['inference'])} in inference mode{training}.")
+
+
+def _seen(seen: Document) -> str:
+    samples, wanted = seen["samples"], seen["samples_needed"]
+    if seen["first_gap"] is not None:
+        return f"On {samples} samples training and inference mode part, first in {named(seen['first_gap'])}."
+    if wanted is not None and samples < wanted:
+        return f"{samples} samples are too few to tell a gap of 0.3 standard deviations: it takes {wanted}."
+    enough = "" if wanted is None else f"; to tell it took {wanted}"
+    return f"On {samples} samples training and inference mode agree in every layer{enough}."
 
 
 def _share(value: float) -> str:

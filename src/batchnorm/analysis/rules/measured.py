@@ -1,20 +1,187 @@
-"""What is known of a layer's input once data has run through the model."""
+"""What data shows of a layer's input: streamed moments, and how far sampling alone moves them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Measured", "Measurements"]
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.record import LayerRecord
+
+from .padding import Padding, PaddingSeen
+
+__all__ = ["Measured", "Measurements", "Stream"]
+
+Array = NDArray[np.float64]
+FEW_BATCHES = 4
+"""Fewer batches of one size say nothing about the spread of their variances."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """One layer's input on the data."""
+    """One layer's input on the data, all calls together.
+
+    Attributes
+    ----------
+    samples, count : int
+        Samples, and elements a channel.
+    mean, variance : array
+        Of all elements of each channel, the variance with divisor count.
+    mean_noise, variance_noise : array
+        What one sample adds to the variance of the two estimates: theirs is that over the number of samples. A sample's
+        elements go together, as neighbouring pixels say nearly the same.
+    batch_size : int or None
+        Samples of most batches; None where the data came as one array without a batch size.
+    spread : array or None
+        Standard deviation of the batch variances over their mean, each channel; None without four batches of one size.
+    highest : array or None
+        Each channel's largest output.
+    low, high : array
+        Each channel's smallest and largest input.
+    calls : tuple of Accumulator
+        Of each call by itself.
+    padding : Padding or None
+        Padding at the end of sequences, where there is some.
+    """
+
+    samples: int
+    count: int
+    mean: Array
+    variance: Array
+    mean_noise: Array
+    variance_noise: Array
+    low: Array
+    high: Array
+    highest: Array | None = None
+    batch_size: int | None = None
+    spread: Array | None = None
+    calls: tuple[Accumulator, ...] = ()
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measurements:
-    """All layers' inputs on the data."""
+    """All layers' inputs on the data.
 
+    Attributes
+    ----------
+    layers : mapping
+        Layer name -> what it was fed; a layer that the data did not reach is missing.
+    remedies : mapping
+        A change of the model's input, in words -> the effect that is left in the first layer with it; empty where the
+        first layer has no gap.
+    """
+
+    samples: int
     layers: Mapping[str, Measured] = field(default_factory=dict[str, Measured])
+    remedies: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class Stream:
+    """Measures one layer batch by batch; memory does not grow with the data.
+
+    Parameters
+    ----------
+    record : LayerRecord
+        Whose input it is.
+    batched : bool
+        The batches are those of training, so that their size and the spread of their variances mean something.
+    """
+
+    def __init__(self, record: LayerRecord, batched: bool) -> None:
+        self._record = record
+        self._batched = batched
+        self._total: Accumulator | None = None
+        self._influence: Accumulator | None = None
+        self._origin: Array | None = None
+        self._calls: list[Accumulator] = []
+        self._batches: dict[int, Accumulator] = {}
+        self._sizes: list[int] = []
+        self._samples = 0
+        self._low = np.full(record.channels, np.inf)
+        self._high = np.full(record.channels, -np.inf)
+        self._highest: Array | None = None
+        self._padding = PaddingSeen(record)
+
+    def add(self, calls: Sequence[tuple[NDArray[Any], NDArray[Any]]], samples: int) -> None:
+        """The inputs and outputs of a layer's calls on one batch of so many samples."""
+        whole: Accumulator | None = None
+        for place, (x, y) in enumerate(calls):
+            rows = self._rows(x, samples)
+            moments = Accumulator.of(rows, -1)
+            whole = moments if whole is None else whole.merge(moments)
+            if place == len(self._calls):
+                self._calls.append(moments)
+            else:
+                self._calls[place] = self._calls[place].merge(moments)
+            self._per_sample(rows)
+            self._padding.add(x)
+            self._low = np.minimum(self._low, rows.min(axis=(0, 1)))
+            self._high = np.maximum(self._high, rows.max(axis=(0, 1)))
+            top = self._rows(y, samples).max(axis=(0, 1))
+            self._highest = top if self._highest is None else np.maximum(self._highest, top)
+        if whole is None:
+            return
+        self._total = whole if self._total is None else self._total.merge(whole)
+        self._samples += samples
+        self._sizes.append(samples)
+        one = Accumulator(1, whole.variance(0), np.zeros(self._record.channels))
+        self._batches[samples] = self._batches[samples].merge(one) if samples in self._batches else one
+
+    def _rows(self, x: NDArray[Any], samples: int) -> Array:
+        """Shape (samples, elements of a sample, channels)."""
+        axes = self._record.axis if isinstance(self._record.axis, tuple) else (self._record.axis,)
+        kept = tuple(sorted(axis % x.ndim for axis in axes))
+        last = np.moveaxis(np.asarray(x).astype(np.float64), kept, tuple(range(-len(kept), 0)))
+        table = last.reshape(-1, self._record.channels)
+        whole = samples > 0 and len(table) % samples == 0 and 0 not in kept
+        return table.reshape(samples if whole else len(table), -1, self._record.channels)
+
+    def _per_sample(self, rows: Array) -> None:
+        origin: Array = rows.mean(axis=(0, 1)) if self._origin is None else self._origin
+        self._origin = origin
+        distance = rows - origin
+        first, second = distance.mean(axis=1), (distance**2).mean(axis=1)
+        # Side by side with their sum: its variance gives the covariance of the two.
+        found = Accumulator.of(np.concatenate([first, second, first + second], axis=1), -1)
+        self._influence = found if self._influence is None else self._influence.merge(found)
+
+    def result(self) -> Measured | None:
+        """What was seen; None where the data did not reach the layer."""
+        if self._total is None or self._influence is None:
+            return None
+        mean_noise, variance_noise = self._noise(self._influence)
+        return Measured(
+            samples=self._samples,
+            count=int(np.max(self._total.count)),
+            mean=self._total.mean,
+            variance=self._total.variance(0),
+            mean_noise=mean_noise,
+            variance_noise=variance_noise,
+            low=self._low,
+            high=self._high,
+            highest=self._highest,
+            batch_size=max(set(self._sizes), key=self._sizes.count) if self._batched else None,
+            spread=self._spread() if self._batched else None,
+            calls=tuple(self._calls),
+            padding=self._padding.result(),
+        )
+
+    def _noise(self, seen: Accumulator) -> tuple[Array, Array]:
+        # The variance estimate is mean(Q) - mean(D)^2, so that one sample moves it by Q - 2*mean(D)*D.
+        first, second, both = np.split(seen.variance(1), 3)
+        mean = np.split(seen.mean, 3)[0]
+        covariance = (both - first - second) / 2
+        return first, np.maximum(second - 4 * mean * covariance + 4 * mean**2 * first, 0.0)
+
+    def _spread(self) -> Array | None:
+        size = max(self._batches, key=lambda n: float(self._batches[n].count))
+        batches = self._batches[size]
+        if np.max(batches.count) < FEW_BATCHES:
+            return None
+        with np.errstate(all="ignore"):
+            return np.sqrt(batches.variance(1)) / batches.mean

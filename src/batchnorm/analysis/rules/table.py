@@ -8,7 +8,7 @@ import numpy as np
 
 from batchnorm.core.record import LayerRecord
 
-from . import history, settings, values
+from . import data, history, settings, values
 from .finding import RANK, Finding, Hit, Rule, Subject, on_each
 
 __all__ = ["RULES", "apply", "named", "of_record"]
@@ -84,6 +84,25 @@ RULES: tuple[Rule, ...] = (
         "Same weights, other statistics: ranks never merged",
         settings.rank_divergence,
         "models",
+    ),
+    Rule(
+        "BN401",
+        "train-inference-gap",
+        "error",
+        "Training and inference mode part on this data",
+        data.train_inference_gap,
+        "data",
+    ),
+    Rule("BN403", "input-scale", "error", "The input is scaled otherwise than in training", data.input_scale, "data"),
+    Rule("BN404", "dead-on-data", "note", "A channel that carries nothing on this data", data.dead_on_data, "data"),
+    Rule("BN405", "batch-too-small", "warning", "The batch variance is mostly noise", data.batch_too_small, "data"),
+    Rule(
+        "BN406",
+        "padding-in-statistics",
+        "warning",
+        "Padding takes part in the statistics",
+        data.padding_in_statistics,
+        "data",
     ),
 )
 
