@@ -124,3 +124,23 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         pass
     with pytest.raises(bn.ArgumentError, match="no file"), assert_unchanged(tmp_path / "none"):
         pass
+
+
+def test_engines_that_are_imported_meanwhile_leave_the_random_state_alone(in_subprocess):
+    """TensorFlow's import draws from Python's and NumPy's generators: seen failing without `require`'s care."""
+    pytest.importorskip("tensorflow")
+    in_subprocess(
+        "import sys, numpy as np, batchnorm as bn\n"
+        "from batchnorm.testing import assert_unchanged\n"
+        "with assert_unchanged('examples/digits.keras'):\n"
+        "    bn.verify('examples/digits.keras', data=np.zeros((2, 8, 8, 1), 'float32'), engines=['numpy'])\n"
+        "assert 'tensorflow' in sys.modules\n",
+        environment={"KERAS_BACKEND": "tensorflow"},
+    )
+
+
+def test_a_framework_imported_meanwhile_is_no_change(in_subprocess):
+    pytest.importorskip("torch")
+    in_subprocess(
+        "from batchnorm.testing import assert_unchanged\nwith assert_unchanged():\n    import torch; torch.rand(1)\n"
+    )

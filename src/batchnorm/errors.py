@@ -17,7 +17,10 @@ traceback.
 from __future__ import annotations
 
 import importlib
+import random
 from types import ModuleType
+
+import numpy as np
 
 __all__ = [
     "ArgumentError",
@@ -62,6 +65,8 @@ class MissingExtra(BatchnormError, ImportError):
 def require(module: str, extra: str, purpose: str) -> ModuleType:
     """Import an optional dependency, or say what installs it.
 
+    The random state of Python and NumPy stays as it was: TensorFlow's import draws from both.
+
     Parameters
     ----------
     module : str
@@ -76,6 +81,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     MissingExtra
         The module is not installed. An installed module that fails inside its own import keeps its own error.
     """
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what could change
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -85,3 +91,6 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         raise MissingExtra(
             f"{purpose} needs {top}, which is not installed. Install it with: pip install 'batchnorm[{extra}]'"
         ) from None
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002

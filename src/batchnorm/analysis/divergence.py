@@ -175,7 +175,8 @@ class PairErrors:
             return "constant", _differ(changed)
         if self.drift > 1:
             return "input", f"what comes before it differs: its inputs are up to {self.input_max_abs:.3g} apart"
-        return "precision", "constants and engines agree; one side rounds more coarsely"
+        rounded = next((one.detail for one in self.differences if one.what == "dtype" and one.changes_output), None)
+        return "precision", rounded or "constants and engines agree; one side rounds more coarsely"
 
 
 def _differ(names: Sequence[str]) -> str:

@@ -1,10 +1,10 @@
 """Verify one model in all its formats: each file on every engine, and every other file beside the first.
 
-    python verify_all.py FOLDER SUFFIX... --faults NAME...
+    python verify_all.py FOLDER SUFFIX... --faults FILE...
 
-FOLDER/model<SUFFIX> are the files, the first of them the base; FOLDER/<NAME><SUFFIX> copies with a fault.
+FOLDER/model<SUFFIX> are the files, the first of them the base; each FILE in it is a copy with a fault.
 
-Writes verified.json: ``alone`` and ``pairs`` by suffix, ``faults`` by suffix and fault, documents of `batchnorm.verify`.
+Writes verified.json: ``alone`` and ``pairs`` by suffix, ``faults`` by file, documents of `batchnorm.verify`.
 """
 
 import contextlib
@@ -48,11 +48,9 @@ def main(folder, suffixes, faults):
                                         ("from", (load(folder, "model", suffix), base))):  # fmt: skip
                     one = bn.verify(*pair, data=x)
                     found["pairs"][f"{direction} {suffix}"] = document(one)
-        for suffix in suffixes:
-            for fault in faults:
-                if (folder / f"{fault}{suffix}").exists():
-                    one = bn.verify(base, load(folder, fault, suffix), data=x)
-                    found["faults"][f"{suffix} {fault}"] = document(one)
+        for fault in faults:  # names of files
+            one = bn.verify(base, load(folder, fault, ""), data=x)
+            found["faults"][fault] = document(one)
     (folder / "verified.json").write_text(json.dumps(found))
 
 
