@@ -1,0 +1,122 @@
+"""The compiled kernels beside the roof, a streaming copy of the same bytes, in interleaved rounds of one process.
+
+    python benchmarks/cpu_kernels.py [--rounds 30] [--threads 2] [--layout first|last] [--torch]
+
+Prints, per shape, the median over the rounds of the time over the roof's in the same round: 1.00 is the roof, which reads
+the input once and writes the output once (the better of a plain and a non-temporal copy). ``--torch`` adds PyTorch's
+own kernels, in this process: its OpenMP threads and Numba's may be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+from batchnorm.kernels import cpu, launch
+from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams
+from batchnorm.kernels.pool import BIG, allocate
+
+SHAPES = [
+    (32, 64, 112, 112),
+    (32, 256, 56, 56),
+    (32, 1024, 14, 14),
+    (8, 64, 56, 56),
+    (1, 64, 56, 56),
+]
+
+
+def copy(part, parts, block, spec):
+    """A kernel like the others: copies its share of ``block[2]`` elements."""
+    x, y, total = get_int(block, 0), get_int(block, 1), get_int(block, 2)
+    step = 4 * lanes(spec)
+    begin, end = total // step * part // parts * step, total // step * (part + 1) // parts * step
+    for i in range(begin, end, step):
+        for k in range(4):
+            if streams(spec):
+                store_past(spec, y, i + k * lanes(spec), load(spec, x, i + k * lanes(spec)))
+            else:
+                store(spec, y, i + k * lanes(spec), load(spec, x, i + k * lanes(spec)))
+
+
+launch.KERNELS["copy"] = copy
+
+
+def view(array):
+    """As the kernels take it."""
+    return cpu.View(array.ctypes.data, array.shape, tuple(s // array.itemsize for s in array.strides), array.dtype.name)
+
+
+def aligned(shape, dtype):
+    """As the pool's arrays, at any size: the copy past the caches needs whole lines."""
+    big = allocate((max(2 * BIG, int(np.prod(shape)) * dtype.itemsize),), np.dtype(np.uint8))
+    return big[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def timed(call):
+    """Seconds of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def calls(shape, layout, dtype="float32"):
+    """What is timed, by name."""
+    axis = 1 if layout == "first" else len(shape) - 1
+    if layout == "last":
+        shape = (shape[0], *shape[2:], shape[1])
+    rng = np.random.default_rng(0)
+    x, y, grad, dx, r = (aligned(shape, np.dtype(dtype)) for _ in range(5))
+    for one in (x, grad, r):
+        one.reshape(-1)[:] = np.resize(rng.standard_normal(1 << 18).astype(dtype), one.size)
+    for one in (y, dx):
+        one[...] = 0
+    channels = shape[axis]
+    wide = "float64" if dtype == "float64" else "float32"
+    gamma, beta = (rng.standard_normal(channels).astype(wide) for _ in range(2))
+    mean, variance = np.empty(channels), np.empty(channels)
+    block = np.array([x.ctypes.data, y.ctypes.data, x.size] + [0] * 5, np.int64)
+    copies = [launch.compiled("copy", dtype, "identity", False, False, past) for past in (False, True)]
+    views = [view(one) for one in (x, y, mean, variance)]
+    given = {"axis": axis, "epsilon": 1e-3, "gamma": view(gamma), "beta": view(beta)}
+    keep = (x, y, grad, dx, r, gamma, beta, mean, variance, block)
+    return keep, {
+        "copy": lambda: launch.run(copies[0], cpu.threads(), block.ctypes.data),
+        "copy past caches": lambda: launch.run(copies[1], cpu.threads(), block.ctypes.data),
+        "forward": lambda: cpu.forward(*views, **given),
+        "forward relu": lambda: cpu.forward(*views, **given, activation="relu"),
+        "forward add relu": lambda: cpu.forward(*views, **given, residual=view(r), activation="relu"),
+        "inference": lambda: cpu.inference(*views, **given),
+    }
+
+
+def main():
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=cpu.threads())
+    parser.add_argument("--layout", choices=("first", "last"), default="first")
+    parser.add_argument("--dtype", default="float32")
+    arguments = parser.parse_args()
+    cpu.set_threads(arguments.threads)
+    for shape in SHAPES:
+        keep, named = calls(shape, arguments.layout, arguments.dtype)
+        times = {name: [] for name in named}
+        for number in range(arguments.rounds + 2):
+            for name, call in named.items():
+                taken = timed(call)
+                if number >= 2:
+                    times[name].append(taken)
+        roof = [min(pair) for pair in zip(times["copy"], times["copy past caches"], strict=True)]
+        print(shape, f"roof {min(roof) * 1e3:.3f} ms at best, {statistics.median(roof) * 1e3:.3f} median")
+        for name, taken in times.items():
+            ratio = statistics.median(t / r for t, r in zip(taken, roof, strict=True))
+            best = min(taken) / min(roof)
+            print(f"  {name:18} {ratio:6.2f} (median) {best:6.2f} (best over best) {min(taken) * 1e3:9.3f} ms at best")
+        del keep
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The compiled kernels' door: batch normalization of tensors given as addresses, on the processor's cores.
+
+`forward`, `backward` and `inference` take a `View` of every tensor and write into memory that they are given, so any
+array library can call them. Each computes the equations of `core.equations` and is held to `core.reference` by tests.
+They need Numba (the extra ``fast``); `available` says whether it is there. Numba is imported at the first call.
+
+Not written yet, with the signature it will have::
+
+    backward(grad, x, out, mean, variance, gamma_grad, beta_grad, *, axis, epsilon, gamma=None, beta=None,
+             residual=None, residual_out=None, activation="identity", mask=None, training=True)
+
+``grad``, ``x``, ``out`` (the gradient of x), ``residual`` and ``residual_out`` (its gradient) as in `forward`; ``mean``
+and ``variance`` as it wrote them; ``gamma_grad`` and ``beta_grad``, float64, are written. Without ``training`` the
+statistics are constants.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import block as at
+from .dispatch import DTYPES, Job, View, job
+from .layout import Layout, arrange
+
+__all__ = ["DTYPES", "Moving", "View", "available", "fits", "forward", "inference", "set_threads", "threads", "view_of"]
+
+
+class Moving(NamedTuple):
+    """Moving statistics to be updated with the batch's: `training.update` with ``statistics="moving"``.
+
+    ``mean`` and ``variance`` are float32 or float64 of one number a channel, adjacent; ``skipped``, int64, counts the
+    updates the guard left out, None does not.
+    """
+
+    mean: View
+    variance: View
+    decay: float
+    ddof: int = 0
+    guard: bool = True
+    skipped: View | None = None
+
+
+@functools.cache
+def available() -> bool:
+    """Whether Numba is installed. It is not imported to find out."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def threads() -> int:
+    """Threads that a large call is divided among."""
+    from . import launch
+
+    return launch.threads()
+
+
+def set_threads(count: int) -> int:
+    """Use so many threads from now on; returns the number before. No bit of any result depends on it."""
+    from . import launch
+
+    return launch.set_threads(count)
+
+
+def view_of(array: NDArray[Any]) -> View:
+    """A NumPy array as a `View`.
+
+    Its strides must be whole elements and its byte order the machine's: what `np.ascontiguousarray` gives of any other.
+    """
+    size = array.itemsize
+    return View(array.ctypes.data, array.shape, tuple([step // size for step in array.strides]), array.dtype.name)
+
+
+def fits(x: View, *others: View, axis: int) -> bool:
+    """Whether the kernels can walk these operands as they lie; where not, pass contiguous copies."""
+    return arrange(x.shape, (x.strides, *(one.strides for one in others)), axis) is not None
+
+
+def forward(
+    x: View,
+    out: View,
+    mean: View,
+    variance: View,
+    *,
+    axis: int,
+    epsilon: float,
+    gamma: View | None = None,
+    beta: View | None = None,
+    residual: View | None = None,
+    activation: str = "identity",
+    mask: NDArray[np.bool_] | None = None,
+    moving: Moving | None = None,
+) -> int:
+    """Training: ``out = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta + residual)``.
+
+    Parameters
+    ----------
+    x, out, residual : View
+        Of one shape and element type; no axis is empty. ``out`` may be ``x`` itself and must not overlap otherwise.
+    mean, variance : View
+        float64, one number a channel: the batch's statistics are written there.
+    axis : int
+        Where the channels are; not negative.
+    epsilon : float
+        Added to the variance.
+    gamma, beta : View, optional
+        One number a channel, adjacent; float64 where x is, else float32.
+    activation : {"identity", "relu", "relu6", "leaky_relu", "silu"}
+        Applied last.
+    mask : array of bool, optional
+        True where an element counts: the shape of x without its channel axis.
+    moving : Moving, optional
+        Moving statistics to update.
+
+    Returns
+    -------
+    int
+        Counted elements of each channel. With 0 nothing was written.
+    """
+    operands = (x, out) if residual is None else (x, out, residual)
+    slots = (at.X, at.Y) if residual is None else (at.X, at.Y, at.RESIDUAL)
+    one = _job("training", operands, slots, axis, activation, mask is not None)
+    block = one.template.copy()
+    flags, count = _counted(one, block, mask)
+    if count == 0:
+        return 0
+    _statistics(block, mean, variance, gamma, beta, epsilon)
+    block[at.COUNT] = count
+    if moving is not None:
+        _follow(block, moving, count)
+    _run(one, block, operands)
+    del flags
+    return count
+
+
+def inference(
+    x: View,
+    out: View,
+    mean: View,
+    variance: View,
+    *,
+    axis: int,
+    epsilon: float,
+    gamma: View | None = None,
+    beta: View | None = None,
+    residual: View | None = None,
+    activation: str = "identity",
+) -> None:
+    """As `forward` with the statistics given: ``mean`` and ``variance`` are read."""
+    operands = (x, out) if residual is None else (x, out, residual)
+    slots = (at.X, at.Y) if residual is None else (at.X, at.Y, at.RESIDUAL)
+    one = _job("inference", operands, slots, axis, activation, False)
+    block = one.template.copy()
+    _statistics(block, mean, variance, gamma, beta, epsilon)
+    _run(one, block, operands)
+
+
+def _job(
+    operation: str, operands: tuple[View, ...], slots: tuple[int, ...], axis: int, activation: str, mask: bool
+) -> Job:
+    x = operands[0]
+    found = job(
+        operation, x.shape, tuple([one.strides for one in operands]), axis, x.dtype, activation, slots, mask, threads()
+    )
+    assert found is not None, "an operand that fits() refuses"
+    return found
+
+
+def _counted(one: Job, block: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> tuple[Any, int]:
+    """The mask laid out as the loops go, kept alive by the caller; and the counted elements of a channel."""
+    layout = one.layout
+    if mask is None:
+        return None, layout.planes * (layout.length if layout.kind == "first" else layout.repeat)
+    axes = [axis - (axis > _channel_axis(layout)) for axis in layout.order]
+    flat = np.ascontiguousarray(mask.transpose(axes)).reshape(-1)
+    count = int(np.count_nonzero(flat))
+    if count:
+        run = layout.length if layout.kind == "first" else layout.repeat
+        block[at.MASK] = flat.ctypes.data
+        block[at.FIRST_PLANE], block[at.FIRST_INDEX] = divmod(int(flat.argmax()), run)
+    return flat, count
+
+
+def _channel_axis(layout: Layout) -> int:
+    return next(i for i in range(len(layout.order) + 1) if i not in layout.order)
+
+
+def _statistics(
+    block: NDArray[np.int64], mean: View, variance: View, gamma: View | None, beta: View | None, epsilon: float
+) -> None:
+    block[at.MEAN], block[at.VARIANCE] = mean.address, variance.address
+    block[at.GAMMA] = 0 if gamma is None else gamma.address
+    block[at.BETA] = 0 if beta is None else beta.address
+    block.view(np.float64)[at.EPSILON] = epsilon
+
+
+def _follow(block: NDArray[np.int64], moving: Moving, count: int) -> None:
+    block[at.MOVING_MEAN], block[at.MOVING_VARIANCE] = moving.mean.address, moving.variance.address
+    block[at.MOVING_DOUBLE] = moving.mean.dtype == "float64"
+    block[at.GUARD] = moving.guard
+    block[at.SKIPPED] = 0 if moving.skipped is None else moving.skipped.address
+    numbers = block.view(np.float64)
+    numbers[at.DECAY] = moving.decay
+    numbers[at.CORRECTION] = count / (count - moving.ddof) if count > moving.ddof else 1.0
+
+
+def _run(one: Job, block: NDArray[np.int64], operands: tuple[View, ...]) -> None:
+    from . import launch
+
+    for slot, operand in zip(one.operands, operands, strict=True):
+        block[slot] = operand.address
+    scratch = np.empty((one.work + one.sums) // 8 + 8, np.float64)
+    address = scratch.ctypes.data
+    block[at.SUMS], block[at.WORK] = address, address + one.sums
+    where = block.ctypes.data
+    for phase, everywhere in one.phases:
+        block[at.PHASE] = phase
+        launch.run(one.function, one.parts if everywhere else 1, where)

@@ -1,0 +1,121 @@
+"""Compiling kernels, once, and running them on one thread or on all of them.
+
+A kernel is a C function of a part, the number of parts and a `block`; it is compiled when first asked for, kept on disk
+by Numba (``NUMBA_CACHE_DIR`` moves it), and called by its address from one small parallel loop, so that a variant costs
+one compilation and not two.
+
+Numba's OpenMP layer is preferred: it starts a parallel loop in 1.2 microseconds, the portable one in 99, and that one
+also ends the process if two Python threads use it at once, so calls are then made one at a time. After a fork the child
+runs on one thread: OpenMP's threads stay with the parent.
+"""
+
+# Numba's decorators are untyped, and what they wrap is checked by Numba, not as Python.
+# pyright: basic, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportOperatorIssue=false
+# ruff: noqa: ANN001, ANN202
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import cfunc, njit, prange, types
+
+from . import channels_first
+from .intrinsics import Spec, call
+
+__all__ = ["compiled", "layer", "run", "set_threads", "threads"]
+
+KERNELS: dict[str, Any] = {"forward first": channels_first.forward}
+
+
+def _source() -> int:
+    # Numba notices a change of the file a kernel stands in, not of the files it calls.
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return functools.reduce(lambda crc, file: zlib.crc32(file.read_bytes(), crc), files, 0)
+
+
+def _choose_layer() -> str:
+    if "NUMBA_THREADING_LAYER" in os.environ or numba.config.THREADING_LAYER != "default":
+        return str(numba.config.THREADING_LAYER)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("numba.np.ufunc.omppool")
+        numba.config.THREADING_LAYER = "omp"
+    return str(numba.config.THREADING_LAYER)
+
+
+SOURCE = _source()
+LAYER = _choose_layer()
+_one_at_a_time = (
+    contextlib.nullcontext() if LAYER in ("omp", "tbb", "threadsafe", "forksafe", "safe") else threading.Lock()
+)
+
+
+@njit(cache=True, nogil=True)
+def _serial(function, block):
+    call(function, 0, 1, block)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _parallel(function, parts, block):
+    for part in prange(parts):
+        call(function, part, parts, block)
+
+
+@functools.cache
+def compiled(kernel: str, dtype: str, activation: str, residual: bool, mask: bool, stream: bool) -> int:
+    """The address of a variant of a kernel; see `Spec`."""
+    spec = Spec(dtype, activation, residual, mask, stream, SOURCE)
+    signature = types.void(types.int64, types.int64, types.int64, spec)
+    built = cfunc(signature, cache=True, error_model="numpy")(KERNELS[kernel])
+    KEPT.append(built)
+    return int(built.address)
+
+
+KEPT: list[Any] = []
+"""Compiled kernels: their code lives as long as they do."""
+_threads = int(numba.config.NUMBA_NUM_THREADS)
+_used = False
+
+
+def threads() -> int:
+    """Threads that a large call is divided among."""
+    return _threads
+
+
+def set_threads(count: int) -> int:
+    """Use so many threads from now on, at most as many as Numba was started with; returns the number before."""
+    global _threads
+    before, _threads = _threads, max(1, min(count, int(numba.config.NUMBA_NUM_THREADS)))
+    return before
+
+
+def layer() -> str:
+    """Numba's threading layer."""
+    return LAYER
+
+
+def run(function: int, parts: int, block: int) -> None:
+    """Run all parts of a kernel; returns when the last is done."""
+    global _used
+    if parts == 1:
+        _serial(function, block)
+        return
+    with _one_at_a_time:
+        _used = True
+        _parallel(function, parts, block)
+
+
+def _after_fork() -> None:
+    if _used:
+        set_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
