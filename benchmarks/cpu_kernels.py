@@ -1,10 +1,9 @@
 """The compiled kernels beside the roof, a streaming copy of the same bytes, in interleaved rounds of one process.
 
-    python benchmarks/cpu_kernels.py [--rounds 30] [--threads 2] [--layout first|last] [--torch]
+    python benchmarks/cpu_kernels.py [--rounds 30] [--threads 2] [--layout first|last]
 
-Prints, per shape, the median over the rounds of the time over the roof's in the same round: 1.00 is the roof, which reads
-the input once and writes the output once (the better of a plain and a non-temporal copy). ``--torch`` adds PyTorch's
-own kernels, in this process: its OpenMP threads and Numba's may be the same.
+Prints, per shape, the median over the rounds of the time over the roof's in the same round: 1.00 is the roof, which
+reads the input once and writes the output once (the better of a plain and a non-temporal copy).
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ import statistics
 import time
 
 import numpy as np
+from numba import njit, prange
 
 from batchnorm.kernels import cpu, launch
-from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams
+from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams, visit
 from batchnorm.kernels.pool import BIG, allocate
 
 SHAPES = [
@@ -28,20 +28,26 @@ SHAPES = [
 ]
 
 
-def copy(part, parts, block, spec):
-    """A kernel like the others: copies its share of ``block[2]`` elements."""
+def copy(block, part, parts, _c, _d, _e, spec):
+    """Copy a part's share of ``block[2]`` elements."""
     x, y, total = get_int(block, 0), get_int(block, 1), get_int(block, 2)
-    step = 4 * lanes(spec)
+    step = lanes(spec)
     begin, end = total // step * part // parts * step, total // step * (part + 1) // parts * step
     for i in range(begin, end, step):
-        for k in range(4):
-            if streams(spec):
-                store_past(spec, y, i + k * lanes(spec), load(spec, x, i + k * lanes(spec)))
-            else:
-                store(spec, y, i + k * lanes(spec), load(spec, x, i + k * lanes(spec)))
+        if streams(spec):
+            store_past(spec, y, i, load(spec, x, i))
+        else:
+            store(spec, y, i, load(spec, x, i))
 
 
-launch.KERNELS["copy"] = copy
+launch.LEAVES["copy"] = copy
+
+
+@njit(parallel=True, cache=True)
+def spread(function, parts, block):
+    """Run a leaf on so many threads."""
+    for part in prange(parts):
+        visit(function, block, part, parts, 0, 0, 0)
 
 
 def view(array):
@@ -78,17 +84,19 @@ def calls(shape, layout, dtype="float32"):
     gamma, beta = (rng.standard_normal(channels).astype(wide) for _ in range(2))
     mean, variance = np.empty(channels), np.empty(channels)
     block = np.array([x.ctypes.data, y.ctypes.data, x.size] + [0] * 5, np.int64)
-    copies = [launch.compiled("copy", dtype, "identity", False, False, past) for past in (False, True)]
+    copies = [launch.leaf("copy", dtype, "identity", False, False, past) for past in (False, True)]
     views = [view(one) for one in (x, y, mean, variance)]
     given = {"axis": axis, "epsilon": 1e-3, "gamma": view(gamma), "beta": view(beta)}
     keep = (x, y, grad, dx, r, gamma, beta, mean, variance, block)
     return keep, {
-        "copy": lambda: launch.run(copies[0], cpu.threads(), block.ctypes.data),
-        "copy past caches": lambda: launch.run(copies[1], cpu.threads(), block.ctypes.data),
+        "copy, first": lambda: spread(copies[0], cpu.threads(), block.ctypes.data),
+        "copy": lambda: spread(copies[0], cpu.threads(), block.ctypes.data),
         "forward": lambda: cpu.forward(*views, **given),
         "forward relu": lambda: cpu.forward(*views, **given, activation="relu"),
         "forward add relu": lambda: cpu.forward(*views, **given, residual=view(r), activation="relu"),
         "inference": lambda: cpu.inference(*views, **given),
+        # Last: it leaves the output in no cache.
+        "copy past caches": lambda: spread(copies[1], cpu.threads(), block.ctypes.data),
     }
 
 

@@ -2,4 +2,4 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("numba") else ["test_forward.py"]
+collect_ignore = [] if importlib.util.find_spec("numba") else ["test_forward.py", "test_backward.py"]

@@ -8,23 +8,41 @@ from __future__ import annotations
 
 __all__: list[str] = []
 
-PHASE = 0
-CHANNELS = 1
-"""Channels; in the channels-last kernels, `WIDTH` columns belong to them."""
-OUTER, INNER, LENGTH = 2, 3, 4
-"""Channels first: planes ``OUTER x INNER``, each of ``LENGTH`` adjacent elements. Channels last: rows."""
-GROUP, SEGMENT, SEGMENTS, UNITS = 5, 6, 7, 8
-"""Planes (or rows) and elements of a unit of work; units a plane; units in all. They depend on the shape alone."""
-X, Y, RESIDUAL, GRAD, RESIDUAL_GRAD = 10, 14, 18, 22, 26
-"""Each an address and three strides: outer, inner, channel."""
-MASK, GAMMA, BETA, MEAN, VARIANCE = 30, 31, 32, 33, 34
-MOVING_MEAN, MOVING_VARIANCE, MOVING_DOUBLE, SKIPPED, GUARD = 35, 36, 37, 38, 39
-WORK, SUMS, COUNT, FIRST_PLANE, FIRST_INDEX = 40, 41, 42, 43, 44
-EPSILON, DECAY, CORRECTION = 45, 46, 47
-GAMMA_GRAD, BETA_GRAD = 48, 49
-WIDTH, REPEAT, BLOCK_CHANNELS = 50, 51, 52
-"""Channels last: columns of a row, adjacent columns of one channel."""
-SLOTS = 56
+PHASE, CHANNELS, OUTER, INNER, LENGTH = range(5)
+"""Channels first: planes ``OUTER x INNER``, each of ``LENGTH`` adjacent elements of one channel. Channels last: rows
+of ``LENGTH`` columns, ``REPEAT`` adjacent columns a channel, the channels over and over (`Layout.fold`); the last row
+has ``TAIL`` columns."""
+REPEAT, TAIL = 5, 6
+GROUP, SEGMENT, SEGMENTS, UNITS = 7, 8, 9, 10
+"""Planes (or rows) and elements of a unit of work; units a plane; units of a channel. They follow from the shape."""
+TOGETHER, PITCH, COLUMNS = 11, 12, 13
+"""Channels of short planes that are taken together; length of a row of coefficients, by channel and by column."""
+TILE = 59
+"""Rows of a tile."""
+AHEAD = 58
+"""Whether two channels fit into a core's own cache: the next one is then fetched ahead."""
+X, Y, RESIDUAL, GRAD, RESIDUAL_GRAD = 14, 18, 22, 26, 30
+"""Each an address and three strides: outer, inner, channel. In the backward pass Y is the gradient of X."""
+MASK, FIRST_PLANE, FIRST_INDEX, COUNT = 34, 35, 36, 37
+GAMMA, BETA, MEAN, VARIANCE, GAMMA_GRAD, BETA_GRAD = range(38, 44)
+MOVING_MEAN, MOVING_VARIANCE, MOVING_DOUBLE, SKIPPED, GUARD = range(44, 49)
+WORK, BY_COLUMN, SUMS, LANES_SUMS = 49, 50, 51, 52
+"""Scratch: coefficients by channel and by column; sums in float64; sums in the arithmetic's type, by part."""
+EPSILON, DECAY, CORRECTION = 53, 54, 55
+TRAINING, AGAIN = 56, 57
+"""Whether the statistics are the batch's; set where some channel's sums must be taken again."""
+DOUBLE, ELEMENT = 60, 61
+"""Whether the arithmetic is float64; the number of the element type in `ELEMENTS`."""
+ADD, APPLY, BACKWARD = 62, 63, 64
+"""Addresses of the leaves; whether the walk is the way back."""
+SLOTS = 65
 
-WHOLE, SUMMING, SETTLING, APPLYING, PREPARING, PLANES = range(6)
-"""Phases."""
+ELEMENTS = ("float32", "float64", "bfloat16", "float16")
+
+WHOLE, BEGINNING, SUMMING, SETTLING, APPLYING, PREPARING, PLANES = range(7)
+"""Phases: everything, a channel at a time; shifts; sums; statistics from sums; the output, backwards; coefficients from
+given statistics; the output, in the order of memory."""
+
+HIGH, SCALE, SHIFT, GRAD_SCALE, GRAD_SLOPE, GRAD_SHIFT = range(6)
+"""Rows of coefficients: ``z = (x - high)*scale + shift``; ``dx = scale*g + slope*(x - high) + shift``."""
+ROWS = 6

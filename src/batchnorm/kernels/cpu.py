@@ -3,31 +3,34 @@
 `forward`, `backward` and `inference` take a `View` of every tensor and write into memory that they are given, so any
 array library can call them. Each computes the equations of `core.equations` and is held to `core.reference` by tests.
 They need Numba (the extra ``fast``); `available` says whether it is there. Numba is imported at the first call.
-
-Not written yet, with the signature it will have::
-
-    backward(grad, x, out, mean, variance, gamma_grad, beta_grad, *, axis, epsilon, gamma=None, beta=None,
-             residual=None, residual_out=None, activation="identity", mask=None, training=True)
-
-``grad``, ``x``, ``out`` (the gradient of x), ``residual`` and ``residual_out`` (its gradient) as in `forward`; ``mean``
-and ``variance`` as it wrote them; ``gamma_grad`` and ``beta_grad``, float64, are written. Without ``training`` the
-statistics are constants.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import block as at
 from .dispatch import DTYPES, Job, View, job
-from .layout import Layout, arrange
+from .layout import arrange
 
-__all__ = ["DTYPES", "Moving", "View", "available", "fits", "forward", "inference", "set_threads", "threads", "view_of"]
+__all__ = [
+    "DTYPES",
+    "Moving",
+    "View",
+    "available",
+    "backward",
+    "fits",
+    "forward",
+    "inference",
+    "set_threads",
+    "threads",
+    "view_of",
+]
 
 
 class Moving(NamedTuple):
@@ -74,9 +77,9 @@ def view_of(array: NDArray[Any]) -> View:
     return View(array.ctypes.data, array.shape, tuple([step // size for step in array.strides]), array.dtype.name)
 
 
-def fits(x: View, *others: View, axis: int) -> bool:
+def fits(x: View, *others: View, axis: int, mask: bool = False) -> bool:
     """Whether the kernels can walk these operands as they lie; where not, pass contiguous copies."""
-    return arrange(x.shape, (x.strides, *(one.strides for one in others)), axis) is not None
+    return arrange(x.shape, (x.strides, *(one.strides for one in others)), axis, mask) is not None
 
 
 def forward(
@@ -120,18 +123,15 @@ def forward(
     int
         Counted elements of each channel. With 0 nothing was written.
     """
-    operands = (x, out) if residual is None else (x, out, residual)
-    slots = (at.X, at.Y) if residual is None else (at.X, at.Y, at.RESIDUAL)
+    operands, slots = _operands(x, out, residual)
     one = _job("training", operands, slots, axis, activation, mask is not None)
     block = one.template.copy()
-    flags, count = _counted(one, block, mask)
-    if count == 0:
-        return 0
-    _statistics(block, mean, variance, gamma, beta, epsilon)
-    block[at.COUNT] = count
-    if moving is not None:
-        _follow(block, moving, count)
-    _run(one, block, operands)
+    flags, count = _count(one, block, mask)
+    if count:
+        _statistics(block, mean, variance, gamma, beta, epsilon)
+        if moving is not None:
+            _follow(block, moving, count)
+        _run(one, block, operands)
     del flags
     return count
 
@@ -150,42 +150,102 @@ def inference(
     activation: str = "identity",
 ) -> None:
     """As `forward` with the statistics given: ``mean`` and ``variance`` are read."""
-    operands = (x, out) if residual is None else (x, out, residual)
-    slots = (at.X, at.Y) if residual is None else (at.X, at.Y, at.RESIDUAL)
+    operands, slots = _operands(x, out, residual)
     one = _job("inference", operands, slots, axis, activation, False)
     block = one.template.copy()
     _statistics(block, mean, variance, gamma, beta, epsilon)
     _run(one, block, operands)
 
 
+def backward(
+    grad: View,
+    x: View,
+    out: View,
+    mean: View,
+    variance: View,
+    gamma_grad: View,
+    beta_grad: View,
+    *,
+    axis: int,
+    epsilon: float,
+    gamma: View | None = None,
+    beta: View | None = None,
+    residual: View | None = None,
+    residual_out: View | None = None,
+    activation: str = "identity",
+    mask: NDArray[np.bool_] | None = None,
+    training: bool = True,
+) -> None:
+    """The way back: ``out = gamma*inv_std*(g - (sum(g) + x_hat*sum(g*x_hat))/count)``.
+
+    ``g`` is the gradient before the activation.
+
+    Parameters
+    ----------
+    grad : View
+        Gradient of the loss with respect to the output.
+    x, gamma, beta, residual, activation, mask, axis, epsilon
+        What `forward` was given; beta and the residual only matter to an activation.
+    out : View
+        The gradient of x is written there; it may be ``grad`` itself.
+    mean, variance : View
+        What `forward` wrote, or `inference` was given.
+    gamma_grad, beta_grad : View
+        float64, one number a channel: ``sum(g * x_hat)`` and ``sum(g)`` are written there.
+    residual_out : View, optional
+        The gradient of the residual is written there: ``g``. It must be given where there are both a residual and an
+        activation; without an activation it is ``grad``, and nothing is written.
+    training : bool
+        Whether the statistics were the batch's own; else they are constants: ``out = gamma*inv_std*g``.
+    """
+    if activation == "identity":
+        residual = None
+    operands, slots = (x, out, grad), (at.X, at.Y, at.GRAD)
+    if residual is not None:
+        assert residual_out is not None, "the residual's gradient needs a place"
+        operands, slots = (*operands, residual, residual_out), (*slots, at.RESIDUAL, at.RESIDUAL_GRAD)
+    one = _job("backward", operands, slots, axis, activation, mask is not None)
+    block = one.template.copy()
+    flags, _ = _count(one, block, mask)
+    _statistics(block, mean, variance, gamma, beta, epsilon)
+    block[at.GAMMA_GRAD], block[at.BETA_GRAD] = gamma_grad.address, beta_grad.address
+    block[at.TRAINING] = training
+    _run(one, block, operands)
+    del flags
+
+
+def _operands(x: View, out: View, residual: View | None) -> tuple[tuple[View, ...], tuple[int, ...]]:
+    if residual is None:
+        return (x, out), (at.X, at.Y)
+    return (x, out, residual), (at.X, at.Y, at.RESIDUAL)
+
+
 def _job(
-    operation: str, operands: tuple[View, ...], slots: tuple[int, ...], axis: int, activation: str, mask: bool
+    operation: Literal["training", "inference", "backward"],
+    operands: tuple[View, ...],
+    slots: tuple[int, ...],
+    axis: int,
+    activation: str,
+    mask: bool,
 ) -> Job:
-    x = operands[0]
-    found = job(
-        operation, x.shape, tuple([one.strides for one in operands]), axis, x.dtype, activation, slots, mask, threads()
-    )
-    assert found is not None, "an operand that fits() refuses"
-    return found
+    x, strides = operands[0], tuple([one.strides for one in operands])
+    aligned = operands[1].address % 64 == 0
+    return job(operation, x.shape, strides, axis, x.dtype, activation, slots, mask, aligned, threads())
 
 
-def _counted(one: Job, block: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> tuple[Any, int]:
+def _count(one: Job, block: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> tuple[Any, int]:
     """The mask laid out as the loops go, kept alive by the caller; and the counted elements of a channel."""
     layout = one.layout
     if mask is None:
-        return None, layout.planes * (layout.length if layout.kind == "first" else layout.repeat)
-    axes = [axis - (axis > _channel_axis(layout)) for axis in layout.order]
-    flat = np.ascontiguousarray(mask.transpose(axes)).reshape(-1)
+        return None, layout.count
+    channels = next(i for i in range(len(layout.order) + 1) if i not in layout.order)
+    flat = np.ascontiguousarray(mask.transpose([axis - (axis > channels) for axis in layout.order])).reshape(-1)
     count = int(np.count_nonzero(flat))
     if count:
         run = layout.length if layout.kind == "first" else layout.repeat
-        block[at.MASK] = flat.ctypes.data
         block[at.FIRST_PLANE], block[at.FIRST_INDEX] = divmod(int(flat.argmax()), run)
+    block[at.MASK], block[at.COUNT] = flat.ctypes.data, max(1, count)
     return flat, count
-
-
-def _channel_axis(layout: Layout) -> int:
-    return next(i for i in range(len(layout.order) + 1) if i not in layout.order)
 
 
 def _statistics(
@@ -212,10 +272,9 @@ def _run(one: Job, block: NDArray[np.int64], operands: tuple[View, ...]) -> None
 
     for slot, operand in zip(one.operands, operands, strict=True):
         block[slot] = operand.address
-    scratch = np.empty((one.work + one.sums) // 8 + 8, np.float64)
+    scratch = np.empty(one.scratch // 8 + 8, np.float64)
     address = scratch.ctypes.data
-    block[at.SUMS], block[at.WORK] = address, address + one.sums
-    where = block.ctypes.data
-    for phase, everywhere in one.phases:
-        block[at.PHASE] = phase
-        launch.run(one.function, one.parts if everywhere else 1, where)
+    block[at.WORK] = address
+    block[at.BY_COLUMN] += address
+    block[at.SUMS], block[at.LANES_SUMS] = address + one.work, address + one.work + one.sums
+    launch.run(one.function, one.phases, block)

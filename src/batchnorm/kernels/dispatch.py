@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import block as at
-from .layout import FEW, Layout, arrange
+from .layout import Layout, arrange
 
 __all__ = ["DTYPES", "Job", "View", "job", "wide_dtype"]
 
@@ -31,12 +31,17 @@ SERIAL = 128 * 1024
 """Bytes of the input under which one thread is faster than two."""
 PAST_CACHES = 16 * 1024 * 1024
 """Bytes of the output from which it is written past the caches."""
+FEW = 16
+"""Fewer channels than this are divided among the threads by units."""
 RUN = 8192
-"""Elements of adjacent short planes that are taken together."""
+"""Elements of adjacent short planes, or of a tile of rows, that are taken together."""
+AHEAD = 640 * 1024
+"""Bytes of a channel up to which the next one is fetched while it is written: both fit in a cache of 2 MiB."""
 TOGETHER = 64
-"""Channels, at most, of such a run."""
-DOUBLES = 16
-"""Lanes of a channel's sums, at most."""
+"""Channels of short planes, at most, that are taken together."""
+LINE = 64
+"""Bytes of a cache line: what is written past the caches is written in whole lines."""
+LANES = 16
 
 
 class View(NamedTuple):
@@ -55,18 +60,30 @@ class View(NamedTuple):
 class Job:
     """All that a call needs and that does not change from call to call.
 
-    ``template`` is the `block` without addresses; ``operands`` the slots that the tensors' addresses go into, in order;
-    ``phases`` what to run, each on ``parts`` threads or on one; ``work`` and ``sums`` are bytes of scratch memory.
+    Attributes
+    ----------
+    layout : Layout
+        The loops.
+    template : array
+        The `block`, without addresses.
+    operands : tuple of int
+        The slots that the tensors' addresses go into, in order.
+    function : int
+        Address of the walk.
+    phases : tuple of (phase, threads)
+        What to run, in order.
+    work, sums, scratch : int
+        Bytes of memory for coefficients by channel, for sums, and for all of it.
     """
 
     layout: Layout
     template: NDArray[np.int64]
     operands: tuple[int, ...]
     function: int
-    phases: tuple[tuple[int, bool], ...]
-    parts: int
+    phases: tuple[tuple[int, int], ...]
     work: int
     sums: int
+    scratch: int
 
 
 def wide_dtype(dtype: str) -> str:
@@ -76,7 +93,7 @@ def wide_dtype(dtype: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def job(
-    operation: str,
+    operation: Literal["training", "inference", "backward"],
     shape: tuple[int, ...],
     strides: tuple[tuple[int, ...], ...],
     axis: int,
@@ -84,84 +101,121 @@ def job(
     activation: str,
     operands: tuple[int, ...],
     mask: bool,
+    aligned: bool,
     threads: int,
-) -> Job | None:
-    """How to run one operation on operands of one shape; None where an operand must be copied first.
+) -> Job:
+    """How to run one operation on operands of one shape.
 
     Parameters
     ----------
-    operation : {"training", "inference"}
+    operation : {"training", "inference", "backward"}
         What to compute.
     shape, strides, axis
         As in `arrange`; the strides of x first, then in the order of ``operands``.
     dtype, activation, mask
         As in `intrinsics.Spec`.
     operands : tuple of int
-        The slot of each operand.
+        The slot of each operand; that of the output second.
+    aligned : bool
+        Whether the output begins on a cache line.
     threads : int
         Threads to use at most.
     """
-    layout = arrange(shape, strides, axis)
-    if layout is None:
-        return None
-    nbytes = (
-        DTYPES[dtype] * layout.channels * layout.planes * (layout.length if layout.kind == "first" else layout.repeat)
-    )
-    parts = 1 if nbytes < SERIAL else threads
-    stream = nbytes >= PAST_CACHES and layout.length * DTYPES[dtype] >= 256
-    return _build(operation, layout, dtype, activation, operands, mask, stream, parts)
-
-
-def _build(
-    operation: str,
-    layout: Layout,
-    dtype: str,
-    activation: str,
-    operands: tuple[int, ...],
-    mask: bool,
-    stream: bool,
-    parts: int,
-) -> Job:
     from . import launch  # Numba is imported here, and not before
 
-    template = np.zeros(at.SLOTS, np.int64)
+    layout = arrange(shape, strides, axis, mask)
+    assert layout is not None, "an operand that fits() refuses"
+    size, wide = DTYPES[dtype], DTYPES[wide_dtype(dtype)]
+    nbytes = size * layout.channels * layout.count
+    parts = 1 if nbytes < SERIAL else threads
+    stream = nbytes >= PAST_CACHES and _whole_lines(layout, size, aligned)
+    direction = "backward" if operation == "backward" else "forward"
+    name, residual = f"{direction} {layout.kind}", at.RESIDUAL in operands
+    apply = launch.leaf(f"{name} apply", dtype, activation, residual, mask and direction == "backward", stream)
+    add = 0
+    if direction == "backward":
+        add = launch.leaf(f"{name} add", dtype, activation, residual, mask, False)
+    elif operation == "training":
+        add = launch.leaf(f"{name} add", dtype, "identity", False, mask, False)
+    pitch, columns = _round(layout.channels), _round(layout.length)
     together = max(1, min(TOGETHER, RUN // layout.length))
-    values: dict[int, Any] = {
+    if layout.kind == "first":
+        phases, places = _phases_first(operation, layout, parts), layout.channels * layout.units
+        work, sums, own = at.ROWS * pitch * wide, max(places, parts * together) * 2 * LANES * 8, 0
+    else:
+        phases = _phases_last(operation, layout, parts)
+        work, sums, own = at.ROWS * pitch * wide, layout.units * 2 * columns * 8, parts * 2 * columns * 8
+    by_column = 0 if layout.kind == "first" or layout.length == layout.channels else at.ROWS * columns * wide
+    template = _template(layout, operands, size, pitch, columns, together)
+    template[at.ADD], template[at.APPLY], template[at.BACKWARD] = add, apply, direction == "backward"
+    template[at.DOUBLE], template[at.ELEMENT] = wide == 8, at.ELEMENTS.index(dtype)
+    template[at.BY_COLUMN] = work if by_column else 0  # an offset until the memory is there
+    return Job(
+        layout,
+        template,
+        operands,
+        launch.walk(layout.kind),
+        phases,
+        work + by_column,
+        sums,
+        work + by_column + sums + own,
+    )
+
+
+def _round(count: int) -> int:
+    return -(-count // LANES) * LANES
+
+
+def _whole_lines(layout: Layout, size: int, aligned: bool) -> bool:
+    """Whether an output can be written past the caches: whole vectors, beginning on lines."""
+    if layout.kind == "first":
+        return layout.length * size >= 4 * LINE
+    steps = layout.strides[1]
+    return aligned and all(step * size % LINE == 0 for step in steps[:2])
+
+
+def _template(
+    layout: Layout, operands: tuple[int, ...], size: int, pitch: int, columns: int, together: int
+) -> NDArray[np.int64]:
+    template = np.zeros(at.SLOTS, np.int64)
+    values: dict[int, int] = {
         at.CHANNELS: layout.channels,
         at.OUTER: layout.outer,
         at.INNER: layout.inner,
         at.LENGTH: layout.length,
+        at.REPEAT: layout.repeat,
+        at.TAIL: layout.tail,
         at.GROUP: layout.group,
         at.SEGMENT: layout.segment,
         at.SEGMENTS: layout.segments,
         at.UNITS: layout.units,
-        at.REPEAT: layout.repeat,
-        at.BLOCK_CHANNELS: together,
+        at.TOGETHER: together,
+        at.PITCH: pitch,
+        at.COLUMNS: columns,
+        at.COUNT: layout.count,
+        at.TILE: max(4, min(32, RUN // layout.length) // 4 * 4),
+        at.AHEAD: size * layout.planes * layout.length * together <= AHEAD,
     }
     for slot, steps in zip(operands, layout.strides, strict=True):
         values |= {slot + 1 + i: step for i, step in enumerate(steps)}
     for slot, value in values.items():
         template[slot] = value
-    wide = DTYPES[wide_dtype(dtype)]
-    divided = layout.channels < FEW
-    sums = layout.channels * layout.units if divided else parts * together
-    function = launch.compiled(f"forward {layout.kind}", dtype, activation, at.RESIDUAL in operands, mask, stream)
-    return Job(
-        layout,
-        template,
-        operands,
-        function,
-        _phases(operation, layout, divided, parts),
-        parts,
-        3 * layout.channels * wide,
-        sums * 2 * DOUBLES * 8,
-    )
+    return template
 
 
-def _phases(operation: str, layout: Layout, divided: bool, parts: int) -> tuple[tuple[int, bool], ...]:
+def _phases_first(operation: str, layout: Layout, parts: int) -> tuple[tuple[int, int], ...]:
     if operation == "inference":
         few = layout.planes * layout.channels < 8 * parts
-        return (at.PREPARING, False), (at.APPLYING if few else at.PLANES, True)
-    if divided:
-        return (at.SUMMING, True), (at.SETTLING, True), (at.APPLYING, True)
-    return ((at.WHOLE, True),)
+        return (at.PREPARING, 1), (at.APPLYING if few else at.PLANES, parts)
+    if layout.channels < FEW:
+        return (at.SUMMING, parts), (at.SETTLING, parts), (at.APPLYING, parts)
+    return ((at.WHOLE, parts),)
+
+
+def _phases_last(operation: str, layout: Layout, parts: int) -> tuple[tuple[int, int], ...]:
+    settling = parts if layout.length == layout.channels else 1  # else one column belongs to several threads' channels
+    if operation == "inference":
+        return (at.PREPARING, 1), (at.APPLYING, parts)
+    if operation == "backward":
+        return (at.BEGINNING, 1), (at.SUMMING, parts), (at.SETTLING, settling), (at.APPLYING, parts)
+    return (at.BEGINNING, 1), (at.SUMMING, parts), (at.SETTLING, settling), (at.PREPARING, 1), (at.APPLYING, parts)

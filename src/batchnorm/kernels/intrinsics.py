@@ -109,7 +109,9 @@ def _constant(read, kind, ll):
 
 lanes = _constant(lambda spec: spec.lanes, types.int64, I64)
 itemsize = _constant(lambda spec: SIZES[spec.dtype], types.int64, I64)
+widesize = _constant(lambda spec: SIZES[spec.wide], types.int64, I64)
 is_double = _constant(lambda spec: spec.wide == "float64", types.boolean, ir.IntType(1))
+has_activation = _constant(lambda spec: spec.activation != "identity", types.boolean, ir.IntType(1))
 has_residual = _constant(lambda spec: spec.residual, types.boolean, ir.IntType(1))
 has_mask = _constant(lambda spec: spec.mask, types.boolean, ir.IntType(1))
 streams = _constant(lambda spec: spec.stream, types.boolean, ir.IntType(1))
@@ -156,56 +158,21 @@ put_int = _poke(types.int64, I64, 8)
 put_double = _poke(types.float64, ir.DoubleType(), 8)
 
 
-@intrinsic
-def get_element(context, spec, address, index):
-    """An element of the tensor, as float64."""
+def _peek_half(name):
+    def typed(context, address, index):
+        def generate(_c, b, _sig, args):
+            value = b.load(_element(b, args[0], args[1], 2, ELEMENTS[name]))
+            if name == "bfloat16":
+                value = b.bitcast(b.shl(b.zext(value, I32), I32(16)), ir.FloatType())
+            return value if name == "bfloat16" else b.fpext(value, ir.FloatType())
 
-    def generate(_c, b, sig, args):
-        spec = sig.args[0]
-        kind = ELEMENTS[spec.dtype]
-        value = b.load(_element(b, args[1], args[2], SIZES[spec.dtype], kind), align=SIZES[spec.dtype])
-        if spec.dtype == "bfloat16":
-            value = b.bitcast(b.shl(b.zext(value, I32), I32(16)), ir.FloatType())
-        return value if spec.dtype == "float64" else b.fpext(value, ir.DoubleType())
+        return types.float32(types.int64, types.int64), generate
 
-    return types.float64(spec, types.int64, types.int64), generate
+    return intrinsic(typed)
 
 
-@intrinsic
-def get_wide(context, spec, address, index):
-    """A number of the arithmetic's type, as float64."""
-
-    def generate(_c, b, sig, args):
-        kind = sig.args[0].wide
-        value = b.load(_element(b, args[1], args[2], SIZES[kind], ELEMENTS[kind]))
-        return value if kind == "float64" else b.fpext(value, ir.DoubleType())
-
-    return types.float64(spec, types.int64, types.int64), generate
-
-
-@intrinsic
-def put_wide(context, spec, address, index, value):
-    """Write a float64 as the arithmetic's type."""
-
-    def generate(c, b, sig, args):
-        kind = sig.args[0].wide
-        value = args[3] if kind == "float64" else b.fptrunc(args[3], ir.FloatType())
-        b.store(value, _element(b, args[1], args[2], SIZES[kind], ELEMENTS[kind]))
-        return c.get_dummy_value()
-
-    return types.void(spec, types.int64, types.int64, types.float64), generate
-
-
-@intrinsic
-def rounded(context, spec, value):
-    """A float64 rounded to the arithmetic's type, as float64."""
-
-    def generate(_c, b, sig, args):
-        if sig.args[0].wide == "float64":
-            return args[1]
-        return b.fpext(b.fptrunc(args[1], ir.FloatType()), ir.DoubleType())
-
-    return types.float64(spec, types.float64), generate
+get_short = _peek_half("bfloat16")
+get_half = _peek_half("float16")
 
 
 # -- vectors in memory ---------------------------------------------------------------------------------------------
@@ -353,6 +320,17 @@ def _first(b, count, n):
 
 
 @intrinsic
+def spread_wide(context, spec, address, index):
+    """A number of the arithmetic's type, from the kernel's own buffers, in every lane."""
+
+    def generate(_c, b, sig, args):
+        kind = sig.args[0].wide
+        return spread(b, b.load(_element(b, args[1], args[2], SIZES[kind], ELEMENTS[kind])), sig.args[0].lanes)
+
+    return spec.vector(spec, types.int64, types.int64), generate
+
+
+@intrinsic
 def load_wide(context, spec, address, index):
     """``lanes`` numbers of the arithmetic's type, from the kernel's own buffers."""
 
@@ -402,12 +380,22 @@ def first_lanes(context, spec, count):
 
 
 @intrinsic
+def all_lanes(context, spec, flag):
+    """A byte's truth in every lane."""
+
+    def generate(_c, b, sig, args):
+        return spread(b, b.icmp_unsigned("!=", args[1], ir.IntType(8)(0)), sig.args[0].lanes)
+
+    return Vector("bool", spec.lanes)(spec, types.uint8), generate
+
+
+@intrinsic
 def prefetch(context, address):
     """Ask for the cache line at ``address``, for reading; any address is allowed."""
 
     def generate(c, b, _sig, args):
         pointer = _pointer(b, args[0], ir.IntType(8))
-        call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+        call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
         return c.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -425,13 +413,25 @@ def fence(context):
     return types.void(), generate
 
 
+def _caller(count):
+    def typed(context, function, *arguments):
+        def generate(c, b, _sig, args):
+            kind = ir.FunctionType(ir.VoidType(), [I64] * count)
+            b.call(b.inttoptr(args[0], kind.as_pointer()), [*args[1:], *[I64(0)] * (count + 1 - len(args))])
+            return c.get_dummy_value()
+
+        return types.void(*[types.int64] * (count + 1)), generate
+
+    return typed
+
+
 @intrinsic
-def call(context, function, part, parts, arguments):
-    """Run a compiled kernel at its address."""
+def call(context, function, part, parts, block):
+    """Run a walker at its address."""
+    return _caller(4)(context, function, part, parts, block)
 
-    def generate(c, b, _sig, args):
-        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64, ir.IntType(8).as_pointer()])
-        b.call(b.inttoptr(args[0], kind.as_pointer()), [*args[1:], ir.Constant(ir.IntType(8).as_pointer(), None)])
-        return c.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), generate
+@intrinsic
+def visit(context, function, block, a, b, c, d, e):
+    """Run a leaf at its address."""
+    return _caller(7)(context, function, block, a, b, c, d, e)

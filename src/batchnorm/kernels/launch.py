@@ -25,14 +25,26 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import cfunc, njit, prange, types
 
-from . import channels_first
+from . import backward_first, backward_last, forward_first, forward_last, walk_first, walk_last
+from . import block as at
 from .intrinsics import Spec, call
 
-__all__ = ["compiled", "layer", "run", "set_threads", "threads"]
+__all__ = ["layer", "leaf", "run", "set_threads", "threads", "walk"]
 
-KERNELS: dict[str, Any] = {"forward first": channels_first.forward}
+LEAVES: dict[str, Any] = {
+    "forward first add": forward_first.add,
+    "forward first apply": forward_first.apply,
+    "forward last add": forward_last.add,
+    "forward last apply": forward_last.apply,
+    "backward first add": backward_first.add,
+    "backward first apply": backward_first.apply,
+    "backward last add": backward_last.add,
+    "backward last apply": backward_last.apply,
+}
+WALKS: dict[str, Any] = {"first": walk_first.walk, "last": walk_last.walk}
 
 
 def _source() -> int:
@@ -69,11 +81,21 @@ def _parallel(function, parts, block):
 
 
 @functools.cache
-def compiled(kernel: str, dtype: str, activation: str, residual: bool, mask: bool, stream: bool) -> int:
-    """The address of a variant of a kernel; see `Spec`."""
+def leaf(name: str, dtype: str, activation: str, residual: bool, mask: bool, stream: bool) -> int:
+    """The address of what is done to the elements, compiled for a `Spec`."""
     spec = Spec(dtype, activation, residual, mask, stream, SOURCE)
-    signature = types.void(types.int64, types.int64, types.int64, spec)
-    built = cfunc(signature, cache=True, error_model="numpy")(KERNELS[kernel])
+    return _compiled(LEAVES[name], types.void(*[types.int64] * 6, spec))
+
+
+@functools.cache
+def walk(kind: str) -> int:
+    """The address of what visits the elements: of kind "first" or "last"."""
+    version = Spec("float32", "identity", False, False, False, SOURCE)  # walks are the same for all of them
+    return _compiled(WALKS[kind], types.void(*[types.int64] * 3, version))
+
+
+def _compiled(function: Any, signature: Any) -> int:
+    built = cfunc(signature, cache=True, error_model="numpy")(function)
     KEPT.append(built)
     return int(built.address)
 
@@ -101,15 +123,26 @@ def layer() -> str:
     return LAYER
 
 
-def run(function: int, parts: int, block: int) -> None:
-    """Run all parts of a kernel; returns when the last is done."""
-    global _used
-    if parts == 1:
-        _serial(function, block)
-        return
+def run(function: int, phases: tuple[tuple[int, int], ...], block: np.ndarray) -> None:
+    """Run the phases of a kernel, each on so many threads; returns when the last is done."""
+    address = block.ctypes.data
     with _one_at_a_time:
+        for phase, parts in phases:
+            _phase(function, phase, parts, block, address)
+            if phase == at.SETTLING and block[at.AGAIN]:
+                for again in phases:
+                    if again[0] in (at.SUMMING, at.SETTLING):
+                        _phase(function, *again, block, address)
+
+
+def _phase(function: int, phase: int, parts: int, block: np.ndarray, address: int) -> None:
+    global _used
+    block[at.PHASE] = phase
+    if parts == 1:
+        _serial(function, address)
+    else:
         _used = True
-        _parallel(function, parts, block)
+        _parallel(function, parts, address)
 
 
 def _after_fork() -> None:

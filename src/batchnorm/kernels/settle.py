@@ -2,7 +2,7 @@
 
 The kernels add ``d = x - shift`` and ``d*d``; here `equations.moments` ends: ``mean = shift + sum(d)/n``,
 ``variance = sum(d*d)/n - (sum(d)/n)**2``. The subtraction costs digits where the shift is far from the mean, so the
-sums are taken again, around the mean, where ``(mean - shift)**2 > 16 variance``.
+sums are taken again, around the mean, where ``(mean - shift)**2 > variance``.
 """
 
 # Numba's decorators are untyped, and what they wrap is checked by Numba, not as Python.
@@ -18,28 +18,75 @@ from numba import njit
 
 from .block import (
     BETA,
-    CHANNELS,
+    BETA_GRAD,
     CORRECTION,
     COUNT,
     DECAY,
+    DOUBLE,
+    ELEMENT,
     EPSILON,
     GAMMA,
+    GAMMA_GRAD,
+    GRAD_SCALE,
+    GRAD_SHIFT,
+    GRAD_SLOPE,
     GUARD,
     MEAN,
     MOVING_DOUBLE,
     MOVING_MEAN,
     MOVING_VARIANCE,
+    PITCH,
     SKIPPED,
     VARIANCE,
     WORK,
 )
-from .intrinsics import get_double, get_float, get_int, get_wide, put_double, put_float, put_int, put_wide, rounded
+from .intrinsics import get_double, get_float, get_half, get_int, get_short, put_double, put_float, put_int
 
-__all__ = ["coefficients", "settled", "update_moving"]
+__all__ = [
+    "coefficients",
+    "get_element",
+    "get_wide",
+    "gradient_coefficients",
+    "put_wide",
+    "settled",
+    "update_moving",
+]
 
-AGAIN = 16.0
-"""Squared standard deviations between shift and mean from which the sums are taken again: the variance then loses less
-than a factor of 17 of its accuracy, and one channel in 16,000 of normal data is summed twice."""
+AGAIN = 1.0
+"""Squared standard deviations between shift and mean from which the sums are taken again: up to there the subtraction
+costs the variance at most one bit."""
+
+
+@njit(error_model="numpy")
+def get_wide(block, address, index):
+    """A number of the arithmetic's type, as float64."""
+    return get_double(address, index) if get_int(block, DOUBLE) != 0 else np.float64(get_float(address, index))
+
+
+@njit(error_model="numpy")
+def put_wide(block, address, index, value):
+    """Write it, rounded."""
+    if get_int(block, DOUBLE) != 0:
+        put_double(address, index, value)
+    else:
+        put_float(address, index, np.float32(value))
+
+
+@njit(error_model="numpy")
+def rounded(block, value):
+    """A float64 rounded to the arithmetic's type."""
+    return value if get_int(block, DOUBLE) != 0 else np.float64(np.float32(value))
+
+
+@njit(error_model="numpy")
+def get_element(block, address, index):
+    """An element of a tensor, as float64."""
+    kind = get_int(block, ELEMENT)
+    if kind == 0:
+        return np.float64(get_float(address, index))
+    if kind == 1:
+        return get_double(address, index)
+    return np.float64(get_short(address, index) if kind == 2 else get_half(address, index))
 
 
 @njit(error_model="numpy")
@@ -58,26 +105,49 @@ def settled(block, channel, shift, total, squares):
 
 
 @njit(error_model="numpy")
-def coefficients(block, spec, channel):
+def coefficients(block, channel):
     """``high, scale, shift`` of ``y = (x - high)*scale + shift``, where ``high + low`` is the mean.
 
     `equations.normalized`, with the low part of the mean in the addend: one float32 cannot hold the mean of N(1e6, 1).
     """
-    channels = get_int(block, CHANNELS)
+    pitch = get_int(block, PITCH)
     mean = get_double(get_int(block, MEAN), channel)
     variance = get_double(get_int(block, VARIANCE), channel)
     gamma, beta, work = get_int(block, GAMMA), get_int(block, BETA), get_int(block, WORK)
     scale = 1.0 / math.sqrt(variance + get_double(block, EPSILON))
     if gamma != 0:
-        scale *= get_wide(spec, gamma, channel)
-    high = rounded(spec, mean)
+        scale *= get_wide(block, gamma, channel)
+    high = rounded(block, mean)
     low = mean - high
     shift = -low * scale
     if beta != 0:
-        shift += get_wide(spec, beta, channel)
-    put_wide(spec, work, channel, high)
-    put_wide(spec, work, channels + channel, scale)
-    put_wide(spec, work, 2 * channels + channel, shift)
+        shift += get_wide(block, beta, channel)
+    put_wide(block, work, channel, high)
+    put_wide(block, work, pitch + channel, scale)
+    put_wide(block, work, 2 * pitch + channel, shift)
+
+
+@njit(error_model="numpy")
+def gradient_coefficients(block, channel, total, along):
+    """Gradients of beta and gamma, and ``scale, slope, shift`` of ``dx = scale*g + slope*(x - high) + shift``.
+
+    `equations.parameter_gradients` and `equations.input_gradient` with the terms in x and in 1 gathered; ``total`` is
+    ``sum(g)``, ``along`` is ``sum(g * (x - high))``.
+    """
+    pitch, work = get_int(block, PITCH), get_int(block, WORK)
+    mean = get_double(get_int(block, MEAN), channel)
+    inverse = 1.0 / math.sqrt(get_double(get_int(block, VARIANCE), channel) + get_double(block, EPSILON))
+    low = mean - rounded(block, mean)
+    slope = inverse * (along - low * total)
+    put_double(get_int(block, BETA_GRAD), channel, total)
+    put_double(get_int(block, GAMMA_GRAD), channel, slope)
+    scale = inverse
+    if get_int(block, GAMMA) != 0:
+        scale *= get_wide(block, get_int(block, GAMMA), channel)
+    n = float(get_int(block, COUNT))
+    put_wide(block, work, GRAD_SCALE * pitch + channel, scale)
+    put_wide(block, work, GRAD_SLOPE * pitch + channel, -scale * inverse * slope / n)
+    put_wide(block, work, GRAD_SHIFT * pitch + channel, scale * (inverse * low * slope - total) / n)
 
 
 @njit(error_model="numpy")

@@ -1,8 +1,7 @@
-"""Arithmetic on vectors: operators, fused multiply-add, selection, sums, and the exponential.
+"""Arithmetic on vectors: operators, fused multiply-add, selection, and sums in float64.
 
 ``a + b``, ``a - b``, ``a * b``, ``a / b``, ``<`` and ``>`` work on `intrinsics.Vector` in compiled code; `fma` rounds
-once. Sums over lanes are pairwise in float64, in one order: the same bits on every processor and for any number of
-threads.
+once.
 """
 
 # Numba's decorators are untyped, and what they wrap is checked by Numba, not as Python.
@@ -17,19 +16,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, lower_builtin, type_callable
 
-from .intrinsics import I32, Vector, call_llvm, spread
+from .intrinsics import Vector, call_llvm, spread
 
 __all__ = [
     "add_to",
-    "both",
-    "either",
+    "counted",
     "fma",
     "load_sums",
     "select",
     "splat",
     "store_sums",
-    "total",
-    "zeros",
 ]
 
 
@@ -59,6 +55,7 @@ _operator(operator.sub, _same, lambda b, x, y: b.fsub(x, y))
 _operator(operator.mul, _same, lambda b, x, y: b.fmul(x, y))
 _operator(operator.truediv, _same, lambda b, x, y: b.fdiv(x, y))
 _operator(operator.lt, _truth, lambda b, x, y: b.fcmp_ordered("<", x, y))
+_operator(operator.eq, _truth, lambda b, x, y: b.fcmp_ordered("==", x, y))
 _operator(operator.gt, _truth, lambda b, x, y: b.fcmp_ordered(">", x, y))
 
 
@@ -79,15 +76,15 @@ def select(context, condition, a, b):
 
 
 @intrinsic
-def both(context, a, b):
-    """Logical and."""
-    return a(a, a), lambda _c, builder, _sig, args: builder.and_(*args)
+def counted(context, flags, g, d):
+    """``d`` where the flag is true; elsewhere 0 if ``g`` is 0: what is in ignored padding (a NaN, say) stays there."""
 
+    def generate(_c, builder, _sig, args):
+        nothing = ir.Constant(args[2].type, None)
+        ignored = builder.select(builder.fcmp_ordered("==", args[1], nothing), nothing, args[2])
+        return builder.select(args[0], args[2], ignored)
 
-@intrinsic
-def either(context, a, b):
-    """Logical or."""
-    return a(a, a), lambda _c, builder, _sig, args: builder.or_(*args)
+    return d(flags, g, d), generate
 
 
 @intrinsic
@@ -103,13 +100,6 @@ def splat(context, spec, value):
 
 
 @intrinsic
-def zeros(context, spec):
-    """0 in every lane of a float64 vector: where `add_to` begins."""
-    kind = Vector("float64", spec.lanes)
-    return kind(spec), lambda _c, _b, _sig, _a: ir.Constant(ir.VectorType(ir.DoubleType(), kind.lanes), None)
-
-
-@intrinsic
 def add_to(context, sums, value):
     """``sums + value`` in float64, lane by lane."""
 
@@ -118,25 +108,6 @@ def add_to(context, sums, value):
         return builder.fadd(args[0], wide)
 
     return sums(sums, value), generate
-
-
-@intrinsic
-def total(context, sums):
-    """The sum over the lanes of a float64 vector: neighbours first, then pairs of them."""
-
-    def generate(_c, builder, _sig, args):
-        value, n = args[0], sums.lanes
-        while n > 1:
-            n //= 2
-            nothing = ir.Constant(value.type, ir.Undefined)
-            even, odd = (
-                builder.shuffle_vector(value, nothing, ir.Constant(ir.VectorType(I32, n), list(range(start, 2 * n, 2))))
-                for start in (0, 1)
-            )
-            value = builder.fadd(even, odd)
-        return builder.extract_element(value, I32(0))
-
-    return types.float64(sums), generate
 
 
 @intrinsic
