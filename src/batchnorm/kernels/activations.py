@@ -71,7 +71,8 @@ ACTIVATIONS = {
 """By name: what writes the instructions of the function, and of its derivative."""
 
 # By the type of the arithmetic, float and double.
-LIMITS = {"float": 89.0, "double": 710.0}
+LIMITS = {"float": (-88.0, 89.0), "double": (-709.0, 710.0)}
+"""Where the power of two is 0, and where it is infinite."""
 TERMS = {"float": 8, "double": 14}
 LN2_HIGH = {"float": 0.693359375, "double": 0.6931471803691238}
 """ln 2 in few enough bits that n times it is exact; the rest is `LN2_LOW`."""
@@ -91,7 +92,7 @@ def exp(b, x):
     def fused(p, q, r):
         return call_llvm(b, "llvm.fma", kind, p, q, r)
 
-    for sign, limit in (("<", -LIMITS[of]), (">", LIMITS[of])):
+    for sign, limit in zip("<>", LIMITS[of], strict=True):
         x = b.select(b.fcmp_ordered(sign, x, _all(x, limit)), _all(x, limit), x)
     shifted = fused(x, _all(x, 1 / math.log(2)), _all(x, MAGIC[of]))
     n = b.fsub(shifted, _all(x, MAGIC[of]))
