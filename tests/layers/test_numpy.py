@@ -368,6 +368,16 @@ def test_a_large_mean_costs_nothing(mean):
     assert np.max(np.abs(y - wanted)) <= U32 * np.max(np.abs(wanted)) * (1 + 1e-6)
 
 
+def test_inference_subtracts_a_large_mean_first():
+    layer = BatchNormalization(epsilon=1e-3)
+    layer.set_weights([np.ones(1), np.zeros(1), np.array([1e6]), np.ones(1)])
+    x = np.float32(1e6) + np.arange(-8, 8, dtype=np.float32)[:, None] / 16
+    exact = (x.astype(np.float64) - 1e6) / np.sqrt(1.001)
+    np.testing.assert_allclose(layer(x), exact, rtol=2.0**-23)  # rounded to float32 once
+    scale = np.float32(1 / np.sqrt(1.001))
+    assert abs(x * scale + np.float32(-1e6) * scale - exact).max() > 1e-4  # as Keras and PyTorch do it
+
+
 @pytest.mark.parametrize("value", [3.1e7, 100.1, 1e30, -0.1, 0.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_constant_channel_is_exactly_beta(value, dtype):

@@ -130,6 +130,8 @@ def test_a_mask_is_as_if_only_its_elements_were_there(rank):
     np.testing.assert_allclose(layer.running_mean.numpy(), 0.1 * mean, rtol=0, atol=16 * U32)
     np.testing.assert_allclose(layer.running_var.numpy(), 0.9 + 0.1 * variance * n / (n - 1), rtol=16 * U32)
     assert_state_of_broadcast(layer, x, mask)
+    with pytest.raises(TypeError, match="mask"):
+        torch.nn.BatchNorm1d(3)(batch(4, 3), mask=torch.ones(4, dtype=torch.bool))
 
 
 def assert_state_of_broadcast(layer, x, mask):
@@ -232,6 +234,8 @@ def test_virtual_batches_are_normalised_and_counted_one_by_one(size):
     expected = torch.cat([parts(a, b) for a, b in zip(x.split(size), mask.split(size), strict=True)])
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
     assert_state(layer, state(parts))
+    with pytest.raises(TypeError, match="virtual_batch_size"):
+        torch.nn.BatchNorm1d(3, virtual_batch_size=size)
 
 
 def test_a_last_part_of_one_sample_is_an_error_before_anything_is_updated():
@@ -252,6 +256,8 @@ def test_complex_and_integer_inputs_are_told_apart_from_real_ones():
         for call in (layer, layer.eval(), lambda x: bt.batch_norm(x, None, None, training=True)):
             with pytest.raises(TypeError, match=way_out.replace("(", r"\(").replace(")", r"\)")):
                 call(x)
+    with pytest.raises(NotImplementedError, match="ComplexFloat"):
+        torch.nn.BatchNorm1d(3)(batch(4, 3).to(torch.complex64))
 
 
 BAD = [
@@ -274,6 +280,8 @@ BAD = [
 def test_bad_arguments_are_errors_at_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
         bt.BatchNorm1d(3, **arguments)
+    if set(arguments) <= {"eps", "momentum"}:
+        torch.nn.BatchNorm1d(3, **arguments)  # in silence
 
 
 def test_the_functional_takes_any_momentum_as_torchs_does():

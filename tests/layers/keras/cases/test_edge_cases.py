@@ -189,6 +189,8 @@ def test_constant_channel_is_exactly_beta(value):
     np.testing.assert_array_equal(array(layer(x, training=True, mask=mask)), 0.25)
     parts = Ours(virtual_batch_size=7, beta_initializer=keras.initializers.Constant(0.25))
     np.testing.assert_array_equal(array(parts(x, training=True, mask=mask)), 0.25)
+    if value == 100.1:  # Keras: 1.7e-4 (PyTorch) to 1.2e-3 (JAX)
+        assert np.abs(array(Theirs()(np.full((1000, 1), value, "float32"), training=True))).max() > 1e-5
 
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16"])
@@ -239,6 +241,8 @@ def test_ghost_statistics_update_once_per_part(rng):
     np.testing.assert_allclose(y, np.concatenate(parts), atol=1e-6)
     for name, value in state(alone).items():
         np.testing.assert_allclose(state(whole)[name], value, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match="virtual_batch_size"):
+        Theirs(virtual_batch_size=2)
 
 
 def test_parts_with_renorm_look_at_the_statistics_before_the_batch(rng):
@@ -258,6 +262,11 @@ def test_parts_with_renorm_look_at_the_statistics_before_the_batch(rng):
 def test_complex_input():
     with pytest.raises(TypeError, match=r"BatchNormalization 'bn': the input must be real; got dtype complex64"):
         Ours(name="bn")(np.ones((2, 3), "complex64"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some backends say so, as they drop it
+        theirs = array(Theirs()(np.array([[1 + 2j], [3 - 9j]], "complex64"), training=True))
+    assert theirs.dtype == "float32"
+    np.testing.assert_allclose(theirs[0], -theirs[1], atol=1e-5)  # the imaginary part is gone
 
 
 def test_first_steps_debiased():
