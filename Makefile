@@ -40,6 +40,9 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/torch_layers.py
 	$(BIN)/python benchmarks/keras_layers.py
+	$(BIN)/python benchmarks/step_flax.py
+	$(BIN)/python benchmarks/debiasing_flax.py
+	$(BIN)/python benchmarks/cpu_kernels.py
 
 docs: $(VENV)/.tests
 	$(BIN)/python tests/analysis/test_golden.py

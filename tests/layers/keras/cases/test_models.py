@@ -253,9 +253,11 @@ def test_convert_rewires_graphs_in_place(rng, make):
     model(x)
     filled(model, rng)
     before, weights, was = outputs(model, x), model.get_weights(), names(model)
+    paths = sorted(v.path for v in model.weights)
     assert convert(model) is model
     check_converted(before, x, model, model)
     assert names(model) == was
+    assert sorted(v.path for v in model.weights) == paths
     assert len(model.get_weights()) == len(weights)
     norm = model.norm if make is Sharing else model.get_layer("bn")
     assert type(norm) is Ours
