@@ -170,7 +170,8 @@ class _Converter:
         return new
 
     def ours(self, layer: Any) -> BatchNormalization:
-        return BatchNormalization.from_config({**layer.get_config(), **self.options})
+        # Not from_config, which wraps what the constructor says in a TypeError about deserializing.
+        return BatchNormalization(**{**layer.get_config(), **self.options})
 
 
 def _is_graph(layer: Any) -> bool:

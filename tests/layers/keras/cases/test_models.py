@@ -318,6 +318,23 @@ def test_convert_refuses_what_cannot_be_cloned():
         convert(keras.Model(inputs, Closed(2)(inputs)))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "options", "message"),
+    [
+        ({}, {"statistics": "ema"}, "'one': statistics must be one of .* got 'ema'"),
+        ({"epsilon": 0.0}, {}, "'one': epsilon must be positive and finite; got 0.0"),
+        ({}, {"guards": True}, "Unrecognized keyword arguments.*guards"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_convert_says_what_our_layer_says(theirs, options, message, dtype):
+    model = keras.Sequential([keras.Input((3,)), Theirs(name="one", dtype=dtype, gamma_regularizer="l2", **theirs)])
+    with pytest.raises(ValueError, match=message):
+        convert(model, **options)
+    layer = convert(model, epsilon=1e-3).get_layer("one")
+    assert (layer.dtype_policy.name, type(layer.gamma_regularizer)) == (dtype, keras.regularizers.L2)
+
+
 def test_convert_a_single_layer(rng):
     layer = Theirs(name="one")
     layer.build((None, 3))
