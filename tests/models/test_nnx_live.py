@@ -6,8 +6,7 @@ import pytest
 import batchnorm as bn
 from batchnorm.api.loading import load
 from batchnorm.errors import ArgumentError, UnknownLayer
-
-from ..engines.bounds import formula
+from tests.engines.bounds import formula
 
 nnx = pytest.importorskip("flax.nnx", reason="live modules of the real Flax")
 jax = pytest.importorskip("jax")
@@ -98,7 +97,7 @@ def test_unchanged_after_an_error_in_the_middle(model):
         read.run(np.ones((2, 7)))
     with pytest.raises(ArgumentError, match="takes x, fail; got 'image'"):
         read.run({"image": np.ones((2, 3))})
-    with pytest.raises(UnknownLayer, match="'none'.*'bare'"):
+    with pytest.raises(UnknownLayer, match=r"'none'.*'bare'"):
         read.run(np.ones((2, 3)), capture=["none"])
 
 

@@ -13,8 +13,8 @@ from batchnorm.errors import ArgumentError, ModelFileError, Refused, UnknownLaye
 from batchnorm.models import open_model
 from batchnorm.models.onnx_live import from_live
 from batchnorm.testing import assert_unchanged
+from tests.engines.bounds import formula
 
-from ..engines.bounds import formula
 from .test_onnx import NAMES, ROLES, VALUES, held, model, node_cases, norm
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the engine is the real onnxruntime")

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from batchnorm.models import open_model
-
-from ..engines.bounds import formula
+from tests.engines.bounds import formula
 
 RUNNER = Path(__file__).with_name("run_tensorflow_files.py")
 EXPORTED = ("exported", "saved")

@@ -9,8 +9,7 @@ import batchnorm as bn
 from batchnorm.api.loading import load
 from batchnorm.errors import ArgumentError, ModelFileError, UnknownLayer
 from batchnorm.models import open_model
-
-from ..engines.bounds import formula
+from tests.engines.bounds import formula
 
 torch = pytest.importorskip("torch", reason="live modules of the real PyTorch")
 nn = torch.nn
@@ -103,7 +102,7 @@ def test_a_layer_alone_and_one_without_weights():
     y, captured = load(nn.BatchNorm1d(2)).run([[1.0, 2.0]], capture=["BatchNorm1d"])
     np.testing.assert_allclose(y, np.array([[1, 2]]) / np.sqrt(1 + 1e-5), rtol=1e-6)
     np.testing.assert_array_equal(captured["BatchNorm1d"][0][1], y)
-    with pytest.raises(ArgumentError, match="has no .* in memory yet. Call it"):
+    with pytest.raises(ArgumentError, match=r"has no .* in memory yet\. Call it"):
         load(nn.LazyBatchNorm1d())
 
 
@@ -141,7 +140,7 @@ class Noisy(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        y = self.bn(x + torch.rand(1) + float(np.random.rand()))  # noqa: NPY002 - what a user's model may do
+        y = self.bn(x + torch.rand(1) + float(np.random.rand()))
         if self.fails:
             raise RuntimeError("out of luck\nand lines")
         return y
@@ -167,7 +166,7 @@ def test_inputs_that_do_not_fit_and_layers_that_are_not_there():
             read.run(np.ones((2, 7, 6, 6), "f4"))
         with pytest.raises(ArgumentError, match="forward takes x, scale; got 'image'"):
             read.run({"image": np.ones((2, 3, 6, 6), "f4")})
-        with pytest.raises(UnknownLayer, match="'nothing'.*'shared'"):
+        with pytest.raises(UnknownLayer, match=r"'nothing'.*'shared'"):
             read.run(np.ones((2, 3, 6, 6), "f4"), capture=["nothing"])
         assert read.run({"x": np.ones((2, 3, 6, 6), "f4"), "scale": np.float32(2)})
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from batchnorm.analysis.arrange import arrange
+from batchnorm.analysis.epsilon import Fitted, fitted
 from batchnorm.analysis.explain import Request, explain_layer
 from batchnorm.analysis.explanation import LayerExplanation
 from batchnorm.analysis.reasons import verdict
@@ -19,6 +21,7 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, NoBatchNorm
 
 from .batches import samples_of
+from .epsilons import Epsilon
 from .loading import check_epsilon, chosen, info, load, notes_of, some
 from .results import Explanation, ModelInfo
 
@@ -37,7 +40,7 @@ def explain(
     mode: str = "inference",
     expect: ArrayLike | None = None,
     updates: int | None = None,
-    epsilon: float | None = None,
+    epsilon: Epsilon | None = None,
 ) -> Explanation:
     """Why is this the output: the arithmetic with its numbers, why it is not what was expected, what to do.
 
@@ -62,7 +65,8 @@ def explain(
     mode : {"inference", "training"}
         Which statistics normalise.
     expect : array_like, optional
-        The values you expected; every reading that gives them is named.
+        The values you expected; every reading that gives them is named. Where the file holds no epsilon, and ``expect``
+        has a value for each of ``x``, the epsilon is fitted to them, with what is left unsure of it.
     updates : int, optional
         How often the statistics were updated, where the file does not tell.
     epsilon : float, optional
@@ -99,8 +103,27 @@ def explain(
     elif x is None and layer is None:
         layers = _verdicts(records, request)
     else:
-        layers = (explain_layer(chosen(records, layer), request),)
+        layers = (_worked(chosen(records, layer), request),)
     return Explanation(info(read), layers, notes_of(read, epsilon))
+
+
+def _worked(record: LayerRecord, request: Request) -> LayerExplanation:
+    """One layer; an epsilon that its file does not hold is fitted to the values expected, where these tell it."""
+    fit = _fit(record, request)
+    if fit is None:
+        return explain_layer(record, request)
+    found = explain_layer(record.with_epsilon(fit.epsilon, "fit"), request)
+    return dataclasses.replace(found, because=(fit.sentence(), *found.because))
+
+
+def _fit(record: LayerRecord, request: Request) -> Fitted | None:
+    whole = request.at is None and request.channel is None and request.mode == "inference"
+    if record.epsilon is not None or request.x is None or request.expect is None or not whole:
+        return None
+    if record.moving_mean is None or np.size(request.expect) != np.size(request.x):
+        return None
+    x, y = (arrange(np.reshape(each, np.shape(request.x)), record).rows for each in (request.x, request.expect))
+    return fitted(record, x.astype(np.float64), y.astype(np.float64))
 
 
 def explain_arrays(

@@ -14,6 +14,7 @@ from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, NoBatchNorm, UnknownLayer
 
+from .epsilons import Epsilon, number, with_epsilon
 from .results import Listing, ModelInfo
 
 __all__ = ["check_epsilon", "chosen", "hashed", "info", "list_layers", "load", "notes_of", "opened", "some"]
@@ -22,7 +23,7 @@ MOST_NAME = 200
 
 
 def load(
-    model: Any, *, epsilon: float | None = None, trust: bool = False, weights: str | os.PathLike[str] | None = None
+    model: Any, *, epsilon: Epsilon | None = None, trust: bool = False, weights: str | os.PathLike[str] | None = None
 ) -> Model:
     """Read a model: a file, a folder, or a live object; nothing of a file is executed.
 
@@ -33,8 +34,10 @@ def load(
         or ``.safetensors`` file, an unzipped ``.keras`` folder; or a live ``keras.Model``, ``torch.nn.Module``,
         ``nnx.Module``, ``onnx.ModelProto``, or a `batchnorm.BatchNormalization`. What was loaded already is returned
         as it is.
-    epsilon : float, optional
-        The epsilon of layers for which a file holds none.
+    epsilon : float, "hint" or path, optional
+        The epsilon of layers for which a file holds none: a number; ``"hint"`` for the one with which the architecture
+        that the names of the arrays belong to is always built; or a sibling file of the same layers that holds it. The
+        model's ``notes`` say how far outputs move if it is another.
     trust : bool
         Read TorchScript archives too: PyTorch's loader runs code that lies in the file.
     weights : path, optional
@@ -71,7 +74,7 @@ def load(
                 "load: weights are loaded into a live object, and the model is a file; name the object as "
                 "package.module:name."
             )
-        return open_model(path, epsilon=epsilon, trust=trust)  # pyright: ignore[reportUnknownArgumentType]
+        return with_epsilon(open_model(path, trust=trust), epsilon)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(model, Model):
         return model
     from .live import from_live, load_weights
@@ -87,7 +90,7 @@ def load(
     return found
 
 
-def opened(model: Any, epsilon: float | None) -> Model:
+def opened(model: Any, epsilon: Epsilon | None) -> Model:
     """The model, read.
 
     Raises
@@ -101,7 +104,7 @@ def opened(model: Any, epsilon: float | None) -> Model:
     return read
 
 
-def list_layers(model: Any, *, epsilon: float | None = None, arrays: bool = False) -> Listing:
+def list_layers(model: Any, *, epsilon: Epsilon | None = None, arrays: bool = False) -> Listing:
     """Every batch normalization of a model, as `load` finds it; see there for the arguments and errors."""
     read = load(model, epsilon=epsilon)
     return Listing(info(read), read.layers, read.other_layers, notes_of(read, epsilon), arrays)
@@ -145,13 +148,13 @@ def info(read: Model) -> ModelInfo:
     return ModelInfo(read.path, read.format)
 
 
-def notes_of(read: Model, epsilon: float | None) -> tuple[str, ...]:
+def notes_of(read: Model, epsilon: Epsilon | None) -> tuple[str, ...]:
     """What the reader could not read, and whether an epsilon was given in vain."""
     notes: tuple[str, ...] = tuple(getattr(read, "notes", ()))
-    own = {r.epsilon for r in read.layers if r.epsilon is not None and r.epsilon_source != "option"}
-    if epsilon is None or not own or any(record.epsilon_source == "option" for record in read.layers):
+    own = {record.epsilon for record in read.layers if record.epsilon_source == "file" and record.epsilon is not None}
+    if epsilon is None or not own or any(record.epsilon_source != "file" for record in read.layers):
         return notes
-    return (*notes, f"The epsilon given ({epsilon:g}) was not used: the model holds its own, {listed(sorted(own))}.")
+    return (*notes, f"The epsilon given ({epsilon}) was not used: the model holds its own, {listed(sorted(own))}.")
 
 
 def hashed(given: Any, read: Model) -> ModelInfo:
@@ -160,10 +163,10 @@ def hashed(given: Any, read: Model) -> ModelInfo:
     return ModelInfo(read.path, read.format, _sha256(Path(read.path)) if from_file else None)
 
 
-def check_epsilon(epsilon: float | None) -> None:
-    """Raise ArgumentError for an epsilon that is none."""
-    if epsilon is not None and not 0 <= epsilon < float("inf"):
-        raise ArgumentError(f"--eps must be a finite number that is not negative; got {epsilon:g}.")
+def check_epsilon(epsilon: Epsilon | None) -> None:
+    """Raise ArgumentError for a number that no epsilon is."""
+    if epsilon is not None:
+        number(epsilon)
 
 
 def _sha256(place: Path) -> str:

@@ -19,6 +19,24 @@ arguments. Reading a file executes nothing of it; --data runs its graph in Keras
 and package.module:name runs your own code."""
 
 
+class EpsilonType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - generic in newer clicks only
+    """A number; or a word or path, from which it is taken later."""
+
+    name = "epsilon"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """What was typed, as a number where it is one."""
+        try:
+            return float(value)
+        except ValueError:
+            if value == "hint" or os.path.exists(value):
+                return str(value)
+        self.fail(f"{value!r} is no number, not 'hint', and no file.", param, ctx)
+
+
+EPSILON = EpsilonType()
+
+
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a command prints."""
     for option in (
@@ -35,7 +53,12 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """MODEL, and how it is read."""
     for option in (
-        click.option("--eps", type=float, metavar="E", help="The epsilon, where the file holds none."),
+        click.option(
+            "--eps",
+            type=EPSILON,
+            metavar="E|hint|FILE",
+            help="The epsilon, where the file holds none: a number, what the names suggest, or that of a sibling file.",
+        ),
         click.option("--trust", is_flag=True, help="Read TorchScript, whose loader runs code of the file."),
         click.option("--weights", metavar="FILE", help="A state dict, loaded into package.module:name first."),
     ):
@@ -55,7 +78,7 @@ def busy(what: str, long: bool) -> Generator[None]:
         yield
 
 
-def opened(model: str, epsilon: float | None = None, trust: bool = False, weights: str | None = None) -> Any:
+def opened(model: str, epsilon: float | str | None = None, trust: bool = False, weights: str | None = None) -> Any:
     """MODEL as it was typed: a path, or the object that package.module:name stands for."""
     from batchnorm.api import inputs
 

@@ -15,7 +15,14 @@ from .program import CLEAN, program
 @click.option("--arrays", is_flag=True, help="With gamma, beta and the moving statistics (JSON).")
 @output_options
 def list_command(
-    model: str, eps: float | None, trust: bool, weights: str | None, arrays: bool, form: str, as_json: bool, wide: bool
+    model: str,
+    eps: float | str | None,
+    trust: bool,
+    weights: str | None,
+    arrays: bool,
+    form: str,
+    as_json: bool,
+    wide: bool,
 ) -> int:
     """Every batch normalization of MODEL in a row, with its worst sign."""
     from batchnorm.api.loading import list_layers
@@ -44,7 +51,7 @@ def list_command(
 @output_options
 def explain_command(
     model: str,
-    eps: float | None,
+    eps: float | str | None,
     trust: bool,
     weights: str | None,
     x: str | None,

@@ -70,7 +70,7 @@ def run_module(
 
 def _record(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> None:
     """Note each call of a layer. Python looks ``__call__`` up in the class, so the copy gets a class of its own."""
-    kind: Any = type(layer)
+    kind: Any = layer.__class__
 
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         y: Any = kind.__call__(self, x, *args, **kwargs)
