@@ -204,7 +204,7 @@ def array_files():
     return [
         ("complex.npy", npy(np.array([1 + 2j])), "complex"),
         ("text.npy", npy(np.array(["a"])), "real numbers"),
-        ("object.npy", npy(objects, allow_pickle=True), "Object arrays"),
+        ("object.npy", npy(objects, allow_pickle=True), "no plain array"),
         ("object.npz", npz(a=objects), "Object arrays"),
         ("empty.npy", npy(np.zeros((0, 1))), "empty array"),
         ("nothing.npy", b"", "no plain array"),

@@ -14,7 +14,7 @@ from .numbers import brief, count
 from .rules.effect import SHOWS, effect
 from .rules.measured import Stream
 
-__all__ = ["Gap", "first_gap", "gap_sentence"]
+__all__ = ["Gap", "Gaps", "gap_sentence"]
 
 Calls = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
@@ -29,27 +29,34 @@ class Gap:
     count: int
 
 
-def first_gap(records: Sequence[LayerRecord], captured: Mapping[str, Calls], samples: int) -> Gap | None:
-    """The first layer, in the order of the data's way, where the stored statistics are not this data's.
+class Gaps:
+    """Looks for the first layer where training and inference part, batch by batch; memory does not grow.
 
     Parameters
     ----------
     records : sequence of LayerRecord
         The layers in the order of the data's way.
-    captured : mapping
-        Layer name -> the inputs and outputs of its calls, in inference mode.
-    samples : int
-        How many samples went in.
     """
-    for position, record in enumerate(records):
-        calls = captured.get(record.name, ())
-        if calls and record.moving_mean is not None and record.moving_variance is not None:
-            stream = Stream(record, batched=False)
-            stream.add(calls, samples)
-            seen = stream.result()
+
+    def __init__(self, records: Sequence[LayerRecord]) -> None:
+        held = [each.moving_mean is not None and each.moving_variance is not None for each in records]
+        self._streams = {at: Stream(record, batched=False) for at, record in enumerate(records) if held[at]}
+        self._records = records
+
+    def add(self, captured: Mapping[str, Calls], samples: int) -> None:
+        """The inputs and outputs of each layer's calls on so many samples, in inference mode."""
+        for place, stream in self._streams.items():
+            calls = captured.get(self._records[place].name, ())
+            if calls:
+                stream.add(calls, samples)
+
+    def first(self) -> Gap | None:
+        """The first layer, in the order of the data's way, where the stored statistics are not this data's."""
+        for place, stream in self._streams.items():
+            record, seen = self._records[place], stream.result()
             if seen is not None and (found := effect(record, seen)).size > SHOWS:
-                return Gap(record, position, found.size, seen.count)
-    return None
+                return Gap(record, place, found.size, seen.count)
+        return None
 
 
 def gap_sentence(gap: Gap | None, layers: int) -> str:

@@ -13,16 +13,18 @@ from batchnorm.analysis.arrange import arrange
 from batchnorm.analysis.epsilon import Fitted, fitted
 from batchnorm.analysis.explain import Request, explain_layer
 from batchnorm.analysis.explanation import LayerExplanation
+from batchnorm.analysis.gap import Gap, Gaps, gap_sentence
 from batchnorm.analysis.reasons import verdict
 from batchnorm.analysis.signs import signs_of
 from batchnorm.core.arrays import as_float
-from batchnorm.core.protocols import Model
+from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, NoBatchNorm
 
 from .batches import samples_of
 from .epsilons import Epsilon
 from .loading import check_epsilon, chosen, info, load, notes_of, some
+from .parts import in_parts
 from .results import Explanation, ModelInfo
 
 __all__ = ["explain", "explain_arrays"]
@@ -56,8 +58,9 @@ def explain(
         The layer's name, or any unambiguous tail of it; needed with ``x`` where there are several.
     channel : int, optional
         Only this channel.
-    data : array_like, optional
-        The input **of the model**, which is run up to the layer in its own engine.
+    data : array_like or iterable of batches, optional
+        The input **of the model**, which is run up to the layer in its own engine. Memory does not grow with it: of
+        more than 32 MB the first are shown, and the gap between training and inference is measured on all.
     at : sequence of int, optional
         Only what lies under this index of the layer's input, batch first.
     limit : int
@@ -217,11 +220,7 @@ def _severity(record: LayerRecord) -> int:
 def _with_data(
     read: Model, records: list[LayerRecord], data: Any, layer: str | None, request: Request
 ) -> tuple[LayerExplanation, ...]:
-    from batchnorm.analysis.gap import first_gap, gap_sentence
-
-    _, captured = read.run(data, capture=[record.name for record in records])
-    reached = {record.name: captured.get(record.name, []) for record in records}
-    gap = first_gap(records, reached, samples_of(data))
+    reached, gap, counts = _reached(read, records, data)
     named = None if layer is None else chosen(records, layer)
     one = named or (gap.record if gap else next((r for r in records if reached[r.name]), None))
     if one is None or not reached[one.name]:
@@ -232,8 +231,25 @@ def _with_data(
     model_y = y if request.mode == "inference" else None
     found = explain_layer(one, dataclasses.replace(request, x=x, model_y=model_y, upstream=upstream))
     several = f"The model calls this layer {len(calls)} times; what is shown is the first call."
-    because = (gap_sentence(gap, len(records)), *found.because, *([several] if len(calls) > 1 else []))
+    part = f"What is shown are the first {counts[0]} of {sum(counts)} samples; the gap was measured on all of them."
+    more = [*([several] if len(calls) > 1 else []), *([part] if len(counts) > 1 else [])]
+    because = (gap_sentence(gap, len(records)), *found.because, *more)
     return (dataclasses.replace(found, because=because),)
+
+
+def _reached(read: Model, records: list[LayerRecord], data: Any) -> tuple[Capture, Gap | None, list[int]]:
+    """What goes in and out of each layer in the first part of the data, where it parts, and the samples of each part.
+
+    Of the other parts nothing is kept but statistics, so that memory does not grow with the data.
+    """
+    names = [record.name for record in records]
+    gaps, counts, first = Gaps(records), list[int](), dict[str, Any]()
+    for part in in_parts(data):
+        _, captured = read.run(part, capture=names)
+        counts.append(samples_of(part))
+        gaps.add(captured, counts[-1])
+        first = first or {name: captured.get(name, []) for name in names}
+    return first, gaps.first(), counts
 
 
 def _no_batch_norm(read: Model) -> str:

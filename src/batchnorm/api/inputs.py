@@ -23,9 +23,10 @@ __all__ = [
     "batch_input",
     "index",
     "model_batches",
-    "model_input",
+    "model_stream",
     "named_object",
     "names_object",
+    "real",
     "values",
 ]
 
@@ -119,8 +120,8 @@ def _arrays(path: str, option: str) -> dict[str, Array]:
     with _as_argument(path, option), Path(path).open("rb") as stream:
         loaded: Any = np.load(stream, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {"": _real(cast("Array", loaded), path, option)}
-        return {str(name): _real(loaded[name], path, option) for name in loaded.files}
+            return {"": real(cast("Array", loaded), path, option)}
+        return {str(name): real(loaded[name], path, option) for name in loaded.files}
 
 
 @contextlib.contextmanager
@@ -136,7 +137,8 @@ def _as_argument(path: str, option: str) -> Generator[None]:
         raise ArgumentError(f"{option}: {path!r} holds no plain array ({why}).") from None
 
 
-def _real(array: Any, path: str, option: str) -> Array:
+def real(array: Any, path: str, option: str) -> Array:
+    """The array, if it holds real numbers, and at least one; an ArgumentError says what it holds instead."""
     if not isinstance(array, np.ndarray):
         raise ArgumentError(f"{option}: {path!r} holds a member that is no array.")
     found = cast("Array", array)
@@ -147,11 +149,11 @@ def _real(array: Any, path: str, option: str) -> Array:
     return found
 
 
-def model_input(path: str) -> Any:
+def model_batches(path: str) -> Any:
     """The input of a model: one array from a .npy file, named inputs from a .npz, or ``package.module:name``.
 
     A named object is an array or an iterable of batches: arrays, tuples ``(x, y)`` of which ``x`` is taken, or dicts
-    of named inputs. Its batches are put together.
+    of named inputs. The array of a .npy file stays on the disk until it is read.
 
     Raises
     ------
@@ -159,37 +161,20 @@ def model_input(path: str) -> Any:
         No such file or name, or it holds no arrays.
     """
     if names_object(path):
-        return _whole(named_object(path), path)
+        return named_object(path)
+    if path.lower().endswith(".npy"):
+        with _as_argument(path, "--data"):
+            return real(np.load(path, mmap_mode="r", allow_pickle=False), path, "--data")
     named = _arrays(path, "--data")
     if not named:
         raise ArgumentError(f"--data: {path!r} holds no array.")
     return next(iter(named.values())) if len(named) == 1 else named
 
 
-def model_batches(path: str) -> Any:
-    """As `model_input`, but a named iterable is left one, and the array of a .npy file stays on the disk until read."""
-    if names_object(path):
-        return named_object(path)
-    if path.lower().endswith(".npy"):
-        with _as_argument(path, "--data"):
-            return _real(np.load(path, mmap_mode="r", allow_pickle=False), path, "--data")
-    return model_input(path)
-
-
-def _whole(value: Any, name: str) -> Any:
-    if hasattr(value, "__array__"):
-        return _real(np.asarray(value), name, "--data")
-    if not isinstance(value, Iterable):
-        raise ArgumentError(f"--data: {name} is a {type(value).__name__}; give an array or an iterable of batches.")
-    batches = [batch_input(batch, name) for batch in cast("Iterable[Any]", value)]
-    if not batches:
-        raise ArgumentError(f"--data: {name} holds no batch.")
-    try:
-        if all(isinstance(batch, dict) for batch in batches):
-            return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-        return np.concatenate(batches)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArgumentError(f"--data: the batches of {name} do not go together ({error}).") from None
+def model_stream(path: str) -> Any:
+    """As `model_batches`; a list is named batches, not the inputs of one."""
+    found = model_batches(path)
+    return iter(cast("Iterable[Any]", found)) if isinstance(found, (list, tuple)) else found
 
 
 def batch_input(batch: Any, name: str) -> Any:
@@ -199,8 +184,8 @@ def batch_input(batch: Any, name: str) -> Any:
         raise ArgumentError(f"--data: {name} holds a batch without an input.")
     x = parts[0]
     if isinstance(x, dict):
-        return {str(key): _real(np.asarray(item), name, "--data") for key, item in cast("dict[Any, Any]", x).items()}
-    return _real(np.asarray(x), name, "--data")
+        return {str(key): real(np.asarray(item), name, "--data") for key, item in cast("dict[Any, Any]", x).items()}
+    return real(np.asarray(x), name, "--data")
 
 
 def names_object(text: str) -> bool:

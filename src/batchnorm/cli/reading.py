@@ -74,7 +74,7 @@ def explain_command(
         found = explain(
             opened(model, eps, trust, weights),
             None if x is None else inputs.values(x, "--x"),
-            data=None if data is None else inputs.model_input(data),
+            data=None if data is None else inputs.model_stream(data),
             at=None if at is None else inputs.index(at),
             expect=None if expect is None else inputs.values(expect, "--expect"),
             epsilon=eps,
