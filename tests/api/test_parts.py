@@ -77,8 +77,16 @@ def test_memory_is_constant_in_the_number_of_samples(layer, monkeypatch):
     assert peaks[1] < 1.05 * peaks[0]
 
 
-@pytest.mark.parametrize(("data", "words"), [(5, "is a int"), (iter(()), "no batch"), ("text", "is a str"),
-                                             (iter([np.ones((1, 3)), np.ones((1, 4))]), "do not go together")])  # fmt: skip
-def test_what_is_no_data(layer, data, words):
+NO_DATA = {
+    "number": (5, "is a int"),
+    "empty": (iter(()), "no batch"),
+    "text": ("text", "is a str"),
+    "ragged": (iter([np.ones((1, 3)), np.ones((1, 4))]), "do not go together"),
+}
+
+
+@pytest.mark.parametrize("name", NO_DATA)
+def test_what_is_no_data(layer, name):
+    data, words = NO_DATA[name]
     with pytest.raises(ArgumentError, match=words):
         bn.explain(layer, data=data)

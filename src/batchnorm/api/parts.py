@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -61,23 +60,18 @@ def _cut(data: Any, who: str) -> Iterator[Any]:
 
 
 def _gathered(data: Iterable[Any], who: str) -> Iterator[Any]:
-    batches = (batch_input(batch, who) for batch in data)
-    while True:
-        part: list[Any] = []
-        held = 0
-        for batch in batches:
-            part.append(batch)
-            held += sum(each.nbytes for each in _named(batch).values())
-            if held >= MOST_SHOWN:
-                break
-        if not part:
-            break
-        following = next(batches, None)
-        yield joined(part, who)
-        if following is None:
-            return
-        batches = itertools.chain([following], batches)
-    raise ArgumentError(f"--data: {who} holds no batch.")
+    part: list[Any] = []
+    held = 0
+    for each in data:
+        if held >= MOST_SHOWN:
+            yield joined(part, who)
+            part, held = [], 0
+        batch = batch_input(each, who)
+        part.append(batch)
+        held += sum(array.nbytes for array in _named(batch).values())
+    if not part:
+        raise ArgumentError(f"--data: {who} holds no batch.")
+    yield joined(part, who)
 
 
 def _named(x: Any) -> dict[str, NDArray[Any]]:
