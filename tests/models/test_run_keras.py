@@ -112,6 +112,20 @@ def test_live_models_read_like_their_files(ran):
                 assert (updates, mode) == (want["updates"], want["mode"]), want["name"]
 
 
+def test_a_backend_that_does_not_exist_is_one_line(keras_files, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((2, 3), "f4"))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "KERAS_BACKEND": "nonsense"}
+    done = subprocess.run(
+        [sys.executable, "-m", "batchnorm", "explain", keras_files / "functional.keras", "--data", tmp_path / "x.npy"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "batchnorm: Running this model: KERAS_BACKEND is 'nonsense', which Keras does not know. Set it to tensorflow, "
+        "torch, jax.\n"
+    )
+
+
 def test_a_missing_backend_is_named(keras_files):
     script = (
         "import sys; sys.modules['tensorflow'] = None\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, cast
@@ -92,6 +93,12 @@ def _keras() -> Any:
         return require("keras", "keras", PURPOSE)
     except MissingExtra:
         raise
+    except ValueError as error:
+        if "backend" not in str(error).lower():
+            raise
+        asked = os.environ.get("KERAS_BACKEND")
+        where = f"KERAS_BACKEND is {asked!r}" if asked else "the backend in ~/.keras/keras.json is none"
+        raise ArgumentError(f"{PURPOSE}: {where}, which Keras does not know. Set it to {', '.join(BACKENDS)}.") from None
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in BACKENDS:
