@@ -101,6 +101,18 @@ def test_zip_without_config(tmp_path):
     refused(tmp_path / "m.keras", "config.json")
 
 
+def test_weights_in_pickles(tmp_path):
+    """Keras once wrote model.weights.npz, whose arrays are pickles; today's Keras does not load them either."""
+    way_out = ("model.weights.npz, whose arrays are pickles", "model.save('model.keras')")
+    np.savez(tmp_path / "model.weights.npz", a=np.array({"0": np.ones(3)}, object))
+    (tmp_path / "config.json").write_text(json.dumps(norm_config()))
+    refused(tmp_path, *way_out)
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        for name in ("config.json", "model.weights.npz"):
+            archive.write(tmp_path / name, name)
+    refused(tmp_path / "m.keras", *way_out)
+
+
 def test_encrypted(tmp_path):
     path = keras_zip(tmp_path / "m.keras")
     data = bytearray(path.read_bytes())

@@ -68,7 +68,7 @@ def test_refusals_say_what_is_wanted(torch_files):
         assert str(caught.value) == (
             "the model wants 'x' of shape (any, 3, 8, 8) and dtype float32, batch first; got shape (6, 2, 8, 8)"
         )
-        with pytest.raises(ArgumentError, match="inputs are 'x' of shape.*; got 'image'"):
+        with pytest.raises(ArgumentError, match=r"inputs are 'x' of shape.*; got 'image'"):
             read.run({"image": X})
         with pytest.raises(ArgumentError, match="dtype float32; got dtype complex64"):
             read.run(X.astype(np.complex64))

@@ -58,6 +58,18 @@ def test_what_was_merged_into_a_convolution_is_only_named(tensorflow_files):
     assert (record.kind, record.channels, record.gamma, record.beta) == ("CONV_2D (folded)", 4, None, None)
 
 
+def test_explain_says_what_is_left(tensorflow_files, capsys):
+    from batchnorm import cli
+
+    path = tensorflow_files / "float.tflite"
+    record = open_model(path).layers[0]
+    assert cli.run(["explain", str(path), "--layer", record.name, "--x", "1,2,3", "--channel", "2"]) == 2
+    said = capsys.readouterr().err
+    assert f"channel 2 y = {record.gamma[2]!s}*x + ({record.beta[2]!s})" in said
+    assert cli.run(["explain", str(path), "--layer", "merged_1", "--x", "1,2,3,4"]) == 2
+    assert "CONV_2D (folded): it is part of another operator's weights" in capsys.readouterr().err
+
+
 def test_the_notes_say_what_is_lost(tensorflow_files):
     (note,) = open_model(tensorflow_files / "float.tflite").notes
     assert "2 of 3 kept a scale" in note

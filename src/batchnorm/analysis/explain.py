@@ -17,6 +17,7 @@ from .arrange import Arranged, arrange, checked_channel
 from .case import Case
 from .expected import Reading, Readings, Statistics, read
 from .explanation import Batch, ChannelExplanation, Debiased, LayerExplanation, Value
+from .folded import is_folded
 from .formula import Constants, constants_of
 from .numbers import shown
 from .reasons import because
@@ -102,8 +103,20 @@ def _check(record: LayerRecord, request: Request) -> None:
         raise ArgumentError("explain: --at is an index into the layer's input; pass --x or --data.")
     if request.expect is not None and not np.isfinite(np.asarray(request.expect, np.float64)).all():
         raise ArgumentError("explain: --expect must hold finite numbers.")
+    if record.moving_mean is None and is_folded(record):
+        raise ArgumentError(_left_of(record, request.channel))
     if record.moving_mean is None and request.mode == "inference":
         raise ArgumentError(f"{record.name}: the file holds no moving statistics; only --mode training can be shown.")
+
+
+def _left_of(record: LayerRecord, channel: int | None) -> str:
+    """What a converter left of a layer that it folded."""
+    if record.gamma is None:
+        return f"{record.name}: {record.kind}: it is part of another operator's weights, and no number of it is left."
+    channels = range(min(record.channels, 3)) if channel is None else (checked_channel(channel, record),)
+    beta = np.zeros(record.channels) if record.beta is None else record.beta
+    lines = (f"channel {c} y = {shown(record.gamma)[c]}*x + ({shown(beta)[c]})" for c in channels)
+    return f"{record.name}: the converter left a scale and a shift in place of its statistics: {', '.join(lines)}."
 
 
 def _channels(record: LayerRecord, request: Request, arranged: Arranged | None) -> tuple[tuple[int, ...], int]:

@@ -13,10 +13,12 @@ import click
 __all__ = ["MODEL_HELP", "busy", "model_options", "opened", "output_options", "show", "stdout_kept"]
 
 MODEL_HELP = """
-MODEL is a .keras, .weights.h5, .h5, .hdf5 or .safetensors file, an unzipped
-.keras folder, or package.module:name, a live object or a factory without
-arguments. Reading a file executes nothing of it; --data runs its graph in Keras with safe_mode on,
-and package.module:name runs your own code."""
+MODEL is a .keras, .weights.h5, .h5, .hdf5, .onnx, .pt2, .pt, .pth, .ckpt, .bin,
+.safetensors or .tflite file, a SavedModel folder or an unzipped .keras; or
+package.module:name, a live object or a factory without arguments. Reading a
+file executes nothing of it; TorchScript, whose loader runs code of the file,
+needs --trust. --data runs the file's graph in its engine, Keras with safe_mode
+on; package.module:name runs your own code."""
 
 
 class EpsilonType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - generic in newer clicks only

@@ -98,7 +98,9 @@ def _keras() -> Any:
             raise
         asked = os.environ.get("KERAS_BACKEND")
         where = f"KERAS_BACKEND is {asked!r}" if asked else "the backend in ~/.keras/keras.json is none"
-        raise ArgumentError(f"{PURPOSE}: {where}, which Keras does not know. Set it to {', '.join(BACKENDS)}.") from None
+        raise ArgumentError(
+            f"{PURPOSE}: {where}, which Keras does not know. Set it to {', '.join(BACKENDS)}."
+        ) from None
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in BACKENDS:

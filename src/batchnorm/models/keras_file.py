@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,6 +29,7 @@ CUSTOM_NOTE = (
     "The config shows nothing of what {} holds (a custom class or subclassed model): its batch normalizations were "
     "found among the weights, and their epsilon, momentum and axis are unknown"
 )
+PICKLED = "model.weights.npz"
 WEIGHTS_NOTE = "The file holds weights and no config: epsilon, momentum and axis are unknown"
 LOWER_BOUND_NOTE = (
     "The optimizer scales the loss and skips steps that overflow; the layers are updated in those too, so that the "
@@ -46,6 +47,7 @@ def read_zip(path: str, stream: IO[bytes]) -> ModelFile:
     archive = Archive(cast("Any", stream), path)
     names = archive.names()
     if CONFIG not in names or WEIGHTS not in names:
+        _refuse_pickled(path, names)
         missing = CONFIG if CONFIG not in names else WEIGHTS
         found = ", ".join(quoted(name) for name in names[:5]) or "nothing"
         raise unreadable(
@@ -67,11 +69,21 @@ def read_folder(path: str) -> ModelFile:
         config = load_json(_file_bytes(Path(path, CONFIG), path), path, CONFIG)
         whole, index = Path(path, WEIGHTS), Path(path, INDEX)
         if not whole.exists() and not index.exists():
+            _refuse_pickled(path, os.listdir(path))
             raise unreadable(path, f"the folder holds {CONFIG} and no {WEIGHTS}", "Copy the whole folder")
         files = [whole] if whole.exists() else _shards(index, path)
         about = Path(path, METADATA)
         metadata = load_json(_file_bytes(about, path), path, METADATA) if about.exists() else {}
         return _whole_model(path, config, _open_store(files, path, stack), metadata)
+
+
+def _refuse_pickled(path: str, names: Iterable[str]) -> None:
+    if PICKLED in names:
+        raise unreadable(
+            path,
+            f"its weights are a {PICKLED}, whose arrays are pickles, and nothing of a file is run",
+            "Load it in the Keras that wrote it and save it again with model.save('model.keras')",
+        )
 
 
 def read_weights(path: str, root: Any) -> ModelFile:

@@ -18,6 +18,8 @@ Runner = Callable[[Any, Sequence[str]], tuple[Any, Capture]]
 """Takes an input and the names of layers to capture; returns the outputs and what went in and out of those layers."""
 
 QUOTED = 200
+PYTORCH = ("torch", "safetensors", "torchscript")
+NAME_IT = "Name the object it belongs to as package.module:name with --weights, or save it with torch.export.save"
 STATE_DICTS = ("torch", "safetensors")
 FROM_CODE = "Give the module as package.module:name with --weights and this file, or its .pt2 or .onnx"
 

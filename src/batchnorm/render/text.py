@@ -73,7 +73,8 @@ def draw_list(document: Document, to: Console, wide: bool) -> None:
     columns = _LIST_COLUMNS + (_WIDE_COLUMNS if wide else ())
     drawn = table([name for name, _ in columns], left=("layer", "worst sign", "mode", "source"), gap=1)
     if not wide:
-        drawn.columns[0].width = min(max(cell_len(named(layer["name"])) for layer in layers), NAME_WIDTH)
+        longest = max(cell_len(named(layer["name"])) for layer in layers)
+        drawn.columns[0].width = min(max(longest, len("layer")), NAME_WIDTH)
     for layer in layers:
         add_row(drawn, (cell(layer) for _, cell in columns))
     print_table(drawn, to)
