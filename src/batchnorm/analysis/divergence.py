@@ -117,6 +117,7 @@ class PairErrors:
     own: list[float] = field(default_factory=lambda: [0.0, 0.0])
     mismatch: str | None = None
     by_formula: bool = False
+    types: tuple[str, ...] = ()
 
     def add(self, a: Side, b: Side) -> None:
         """Take in one batch."""

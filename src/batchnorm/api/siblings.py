@@ -34,6 +34,9 @@ __all__ = ["Sibling", "can_run", "pair_up"]
 
 Array = NDArray[Any]
 FORMULA_NOTE = "One of the models does not show {} while it runs: computed by the formula on what reaches the other."
+ROUNDING_NOTE = (
+    "The first model computes in {}, the second in {}: where they agree, they do so to the rounding of the coarser."
+)
 UNSEEN_NOTE = "Not compared by itself, as neither model shows it while it runs: {}."
 
 
@@ -76,7 +79,7 @@ class Sibling:
         else:
             runs = Runs(self.a, self.b, data, batch_size)
             outputs = pairs.run(runs, tolerance)
-            notes += (*runs.notes, *pairs.unseen(weights=runs.weights_alone))
+            notes += (*runs.notes, *pairs.remarks(weights=runs.weights_alone))
         results = tuple(errors.result() for errors in pairs.errors if errors.count or errors.mismatch)
         return Divergence(results, first_divergence(results), outputs, self.only_a, self.only_b), notes
 
@@ -123,11 +126,13 @@ class Pairs:
     def __init__(self, records: list[tuple[LayerRecord, LayerRecord]], errors: list[PairErrors]) -> None:
         self.records, self.errors = records, errors
 
-    def unseen(self, *, weights: bool) -> tuple[str, ...]:
-        """Pairs that one of the models does not show while it runs, or neither."""
+    def remarks(self, *, weights: bool) -> tuple[str, ...]:
+        """Pairs that one of the models rounds more coarsely, or does not show while it runs."""
         formula = [errors.a for errors in self.errors if errors.by_formula and errors.count and not weights]
         never = [errors.a for errors in self.errors if not errors.count and not errors.mismatch]
+        types = dict.fromkeys(errors.types for errors in self.errors if len(set(errors.types)) > 1)
         return (
+            *(ROUNDING_NOTE.format(*pair) for pair in types),
             *([FORMULA_NOTE.format(some(formula))] if formula else []),
             *([UNSEEN_NOTE.format(some(never))] if never else []),
         )
@@ -169,6 +174,7 @@ def _compare_calls(pair: tuple[LayerRecord, LayerRecord], errors: PairErrors, fi
     ours, others = (ours or [_computed(pair[0], side.x) for side in others],
                     others or [_computed(pair[1], side.x) for side in ours])  # fmt: skip
     for mine, theirs in zip(ours, others, strict=False):
+        errors.types = (mine.y.dtype.name, theirs.y.dtype.name)
         errors.add(mine, theirs)
 
 

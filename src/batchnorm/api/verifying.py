@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from batchnorm.analysis.agreement import Agreement, EngineResult, Tolerance, allowed
-from batchnorm.analysis.constants import Constants
+from batchnorm.analysis.agreement import Tolerance
 from batchnorm.analysis.folded import effective, is_merged
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
-from batchnorm.engines.norms import ENGINES, NormCall, installed
-from batchnorm.engines.workers import TIMEOUT, EngineFailed, Workers
+from batchnorm.engines.norms import ENGINES
+from batchnorm.engines.workers import TIMEOUT, Workers
 from batchnorm.errors import ArgumentError
 
 from .feeding import Fed, Saver, batches, captured, drawn, given, loaded
 from .loading import chosen, hashed, opened, some
 from .results import Input, Verification
+from .rounds import Round
 from .siblings import Sibling, pair_up
 
 __all__ = ["verify"]
@@ -32,6 +31,9 @@ BATCH = 8
 """Samples a model is run on at once: the activations of all its layers lie in memory together."""
 DRAWN = 1024
 """Samples drawn at once, for one layer."""
+BATCH_NOTE = (
+    "The model itself normalises with each batch's own statistics in {}; verified is inference, with the stored ones."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,7 @@ class Wanted:
     load_inputs: Any
     batch_size: int
     tolerance: Tolerance
+    timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
@@ -53,6 +56,8 @@ class Wanted:
         named = [name for name, value in sources.items() if value is not None]
         if len(named) > 1:
             raise ArgumentError(f"verify: give one of x, data and load_inputs; got {' and '.join(named)}.")
+        if not self.timeout > 0:
+            raise ArgumentError(f"verify: timeout must be a positive number of seconds; got {self.timeout:g}.")
         for name, value in (("random", self.random), ("batch_size", self.batch_size)):
             if value < 1:
                 raise ArgumentError(f"verify: {name} must be at least 1; got {value}.")
@@ -61,6 +66,14 @@ class Wanted:
         for name, value in (("atol", self.tolerance.atol), ("rtol", self.tolerance.rtol)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ArgumentError(f"verify: {name} must be a finite number that is not negative; got {value:g}.")
+
+    def check_twice(self, *, twice: bool) -> None:
+        """Refuse data that can be gone through once where they are needed twice."""
+        if twice and isinstance(self.data, Iterator):
+            raise ArgumentError(
+                "verify: data is an iterator, which two models and then the engines cannot both go through; give an "
+                "array or a list of batches."
+            )
 
     @property
     def source(self) -> str:
@@ -132,7 +145,7 @@ def verify(
     force : bool
         Replace an existing file of ``save_inputs``.
     timeout : float
-        Seconds an engine may take for one answer.
+        Seconds an engine may take for one answer; the first includes the import of its framework.
 
     Returns
     -------
@@ -153,9 +166,10 @@ def verify(
     >>> found.agrees, found.engines[0].status
     (True, 'agrees')
     """
-    wanted = Wanted(layer, x, data, random, seed, load_inputs, batch_size, Tolerance(atol, rtol))
+    wanted = Wanted(layer, x, data, random, seed, load_inputs, batch_size, Tolerance(atol, rtol), timeout)
     names = _engine_names(engines, alone=other is None)
     read = opened(model, epsilon)
+    wanted.check_twice(twice=other is not None and bool(names or save_inputs is not None))
     sibling = None if other is None else pair_up(read, opened(other, epsilon), layer)
     records, notes = _verifiable(read, layer, sibling, whole=data is not None)
     with contextlib.ExitStack() as stack:
@@ -183,81 +197,6 @@ def verify(
     return Verification(models, layers, how, results, run, comparison, notes)
 
 
-@dataclass(slots=True, eq=False)
-class Round:
-    """All engines over everything that is fed."""
-
-    workers: Workers
-    names: Sequence[str]
-    asked: bool
-    records: Sequence[LayerRecord]
-    tolerance: Tolerance
-    agreements: dict[str, Agreement] = field(default_factory=dict[str, Agreement])
-
-    def over(self, source: Iterable[Fed], saver: Saver | None) -> tuple[tuple[EngineResult, ...], EngineResult | None]:
-        """The result of each engine, and of the model's own run."""
-        order = tuple(record.name for record in self.records)
-        lacking = {name: missing for name in self.names if (missing := installed(ENGINES[name])) is not None}
-        self.agreements = {n: Agreement(n, order, self.tolerance) for n in self.names if n not in lacking}
-        run = Agreement("model", order, self.tolerance)
-        for fed in source:
-            if saver is not None:
-                saver.add(fed)
-            self._compute(fed)
-            if fed.y is not None:
-                _take_run(run, fed, fed.y)
-        for name, agreement in self.agreements.items():
-            agreement.version = self.workers.versions.get(name)
-        results = [
-            _lacking(name, lacking[name], self.asked) if name in lacking else self.agreements[name].result()
-            for name in self.names
-        ]
-        return tuple(results), run.result() if run.layers else None
-
-    def _compute(self, fed: Fed) -> None:
-        working = [one for one in self.agreements.values() if one.failure is None]
-        if not working:
-            return
-        call = _call(fed)
-        reference = self.workers.compute("reference", call)
-        constants = _constants(fed)
-        for agreement in working:
-            try:
-                y = self.workers.compute(agreement.engine, call)
-            except EngineFailed as error:
-                agreement.failure = f"{fed.record.name}: {error}"
-                continue
-            if y.shape != call.x.shape:
-                agreement.failure = f"{fed.record.name}: its output has the shape {y.shape}, not {call.x.shape}"
-                continue
-            agreement.add(fed.record.name, call.x, y, reference, allowed(constants, call.x, y))
-
-
-def _call(fed: Fed) -> NormCall:
-    record = fed.record
-    dtype = np.float64 if record.dtype == "float64" else np.float32
-    arrays = (record.gamma, record.beta, record.moving_mean, record.moving_variance)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in the engines as well
-        gamma, beta, mean, variance = (None if array is None else array.astype(dtype) for array in arrays)
-        x = np.ascontiguousarray(fed.x.astype(dtype))
-    assert mean is not None
-    assert variance is not None
-    assert record.epsilon is not None
-    return NormCall(x, gamma, beta, mean, variance, record.epsilon, fed.axis)
-
-
-def _constants(fed: Fed) -> Constants:
-    assert fed.record.epsilon is not None
-    return Constants.of(fed.record, fed.record.epsilon).along(fed.x.ndim, fed.axis)
-
-
-def _take_run(run: Agreement, fed: Fed, y: Any) -> None:
-    """What the model itself gave, beside the reference on the very input that it captured."""
-    constants = _constants(fed)
-    reference = constants.output(fed.x.astype(np.float64))
-    run.add(fed.record.name, fed.x, y, reference, allowed(constants, fed.x, y))
-
-
 def _engine_names(engines: Sequence[str] | None, *, alone: bool) -> tuple[str, ...]:
     if engines is None:
         return tuple(ENGINES) if alone else ()
@@ -266,12 +205,6 @@ def _engine_names(engines: Sequence[str] | None, *, alone: bool) -> tuple[str, .
         got = f"no engine {unknown[0]!r}" if unknown else "none named"
         raise ArgumentError(f"verify: {got}; the engines are {', '.join(ENGINES)}.")
     return tuple(dict.fromkeys(engines))
-
-
-def _lacking(name: str, missing: str, asked: bool) -> EngineResult:
-    extra = ENGINES[name].extra
-    why = f"{name} needs {missing}, which is not installed. Install it with: pip install 'batchnorm[{extra}]'"
-    return EngineResult(name, None, "failed" if asked else "unavailable", why)
 
 
 def _verifiable(
@@ -297,6 +230,9 @@ def _verifiable(
     if not held and not (whole and sibling is not None):
         raise ArgumentError(f"verify: {_nothing(read.path, without, merged)}")
     notes = tuple(getattr(read, "notes", ()))
+    batch = [record.name for record in held if record.mode in ("training", "batch-statistics")]
+    if batch:
+        notes += (BATCH_NOTE.format(some(batch)),)
     if without:
         notes += (f"Left out, as the model holds no moving statistics for them: {some(without)}.",)
     if merged and sibling is None:

@@ -48,6 +48,7 @@ def diff_command(a: str, b: str, eps: float | None, trust: bool, form: str, as_j
 @click.option("--save-inputs", metavar="FILE.npz", help="Write what the layers were fed.")
 @click.option("--load-inputs", metavar="FILE.npz", help="Feed the layers from such a file.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples run at once.")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds an engine may take to answer.")
 @click.option("--force", is_flag=True, help="Replace an existing file of --save-inputs.")
 @output_options
 def verify_command(

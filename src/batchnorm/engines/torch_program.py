@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Container, Generator, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -176,4 +177,4 @@ def _input(name: str, fake: Any) -> Input:
         return Input(name, None, None)
     shape = tuple(length if isinstance(length, int) else None for length in fake.shape)
     dtype = str(fake.dtype).removeprefix("torch.")
-    return Input(name, shape, None if dtype == "bfloat16" else np.dtype(dtype))
+    return Input(name, shape, np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype))

@@ -49,22 +49,30 @@ def _draw_engines(document: Document, to: Console, wide: bool) -> None:
     for engine in engines:
         numbers = [short(engine[key], 2) for key in ("max_abs", "max_rel", "max_ulp", "share_of_bound")]
         more = [short(engine["required_tolerance"], 2)] if wide else []
-        name = "the model itself" if engine is run else engine["name"]
-        add_row(drawn, (name, engine["version"] or "-", engine["status"], *numbers, *more))
+        add_row(drawn, (_name(engine, run), engine["version"] or "-", engine["status"], *numbers, *more))
     print_table(drawn, to)
     for engine in engines:
         if engine["why"] is not None:
             first = engine["first_differing_layer"]
             at = "" if first is None else f" First differs at {named(first)}."
-            text = f"{engine['name']}: {engine['why']}.{at}"
-            to.print(Padding(Text(printable(text)), (0, 0, 0, 2)))
-    _draw_decades([engine for engine in engines if engine["status"] == "differs"], to)
+            text = f"{_name(engine, run)}: {engine['why']}.{at}"
+            _say(printable(text), to)
+    _draw_decades([engine for engine in engines if engine["status"] == "differs"], run, to)
 
 
-def _draw_decades(engines: list[Any], to: Console) -> None:
+def _say(text: str, to: Console) -> None:
+    """A sentence, two columns in also where it goes on in the next line."""
+    to.print(Padding(Text(text), (0, 0, 0, 2)))
+
+
+def _name(engine: Any, run: Any) -> str:
+    return "the model itself" if engine is run else engine["name"]
+
+
+def _draw_decades(engines: list[Any], run: Any, to: Console) -> None:
     for engine in engines:
         to.print()
-        to.print(Text(f"  {engine['name']}, by the size of the output:"))
+        to.print(Text(f"  {_name(engine, run)}, by the size of the output:"))
         drawn = table(["|y| from", "outputs", "max abs", "max rel"], left=())
         for row in engine["by_decade"]:
             size = "0 or not finite" if row["decade"] is None else f"1e{row['decade']}"
@@ -94,10 +102,10 @@ def _draw_comparison(comparison: Document, to: Console) -> None:
     to.print()
     pairs, first = comparison["pairs"], comparison["first_diverging"]
     if first is None:
-        to.print(f"  {_agreement(len(pairs), comparison['outputs'])}")
+        _say(_agreement(len(pairs), comparison["outputs"]), to)
     else:
         name = named(first["a"]) if first["a"] == first["b"] else f"{named(first['a'])} ({named(first['b'])})"
-        to.print(Text(f"  They part at {name}, cause {first['cause']}: {printable(first['why'])}."))
+        _say(f"They part at {name}, cause {first['cause']}: {printable(first['why'])}.", to)
     shown = [pair for pair in pairs if pair["diverges"]][:MOST_PAIRS]
     if shown:
         drawn = table(["layer", "inputs apart", "outputs apart", "cause"], left=("layer", "cause"))
@@ -106,7 +114,7 @@ def _draw_comparison(comparison: Document, to: Console) -> None:
             add_row(drawn, (named(pair["a"]), *cells))
         print_table(drawn, to)
     if comparison["outputs"] is not None:
-        to.print(f"  {_outputs(comparison['outputs'], first is None)}")
+        _say(_outputs(comparison["outputs"], first is None), to)
     for side, names in (("first", comparison["only_a"]), ("second", comparison["only_b"])):
         if names:
-            to.print(Text(f"  Only in the {side}: {', '.join(map(named, names))}"))
+            _say(f"Only in the {side}: {', '.join(map(named, names))}.", to)
