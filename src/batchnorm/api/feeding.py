@@ -49,15 +49,16 @@ def batches(data: Any, size: int) -> Iterator[Any]:
     Raises
     ------
     ArgumentError
-        Nothing to iterate, no batch, or arrays of a dict that differ in length.
+        Nothing to iterate, no batch, no real numbers, or arrays of a dict that differ in length.
     """
     if isinstance(data, dict):
         yield from _cut_dict(cast("dict[Any, Any]", data), size)
         return
     if hasattr(data, "__array__"):
         array = np.asanyarray(data)  # a memory-mapped file stays one
-        if not array.ndim or not len(array):
+        if not array.ndim or not array.size:
             raise ArgumentError(f"verify: data must hold at least one sample, batch first; got shape {array.shape}.")
+        _require_numbers(array)
         for start in range(0, len(array), size):
             yield np.array(array[start : start + size])
         return
@@ -77,8 +78,15 @@ def _cut_dict(data: dict[Any, Any], size: int) -> Iterator[dict[str, Array]]:
     if len(lengths) != 1 or 0 in lengths:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
         raise ArgumentError(f"verify: the inputs must have the same number of samples, at least one; got {shapes}.")
+    for array in arrays.values():
+        _require_numbers(array)
     for start in range(0, lengths.pop(), size):
         yield {name: array[start : start + size] for name, array in arrays.items()}
+
+
+def _require_numbers(array: Array) -> None:
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise ArgumentError(f"verify: data must hold real numbers; got dtype {array.dtype}.")
 
 
 def captured(model: Model, records: Sequence[LayerRecord], data: Iterable[Any]) -> Iterator[Fed]:
