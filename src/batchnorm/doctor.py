@@ -12,28 +12,23 @@ from typing import Any, ClassVar
 
 from batchnorm import __version__
 from batchnorm.api.results import Result
+from batchnorm.engines.norms import ENGINES as NORMS
 from batchnorm.render.document import plain
 
 __all__ = ["Doctor", "doctor"]
 
+# What a row names is the backend, where Keras is the door to one.
 ENGINES = {
-    "reference": ("numpy",),
-    "numpy": ("numpy",),
-    "keras-tensorflow": ("tensorflow", "keras"),
-    "keras-jax": ("jax", "keras"),
-    "keras-torch": ("torch", "keras"),
-    "keras-ops": ("keras",),
-    "tf.nn": ("tensorflow",),
-    "torch": ("torch",),
-    "jax": ("jax",),
-    "flax": ("flax", "jax"),
+    name: engine.packages[::-1] if name.startswith("keras-") else engine.packages for name, engine in NORMS.items()
 }
 EXTRAS = {
-    "keras": (("keras",), "runs .keras and .h5 models (--data); layers for Keras 3"),
-    "tensorflow": (("tensorflow", "keras"), "Keras on TensorFlow"),
+    "keras": (("keras",), "runs .keras and .h5 models (--data, verify); layers for Keras 3"),
+    "tensorflow": (("tensorflow", "keras"), "Keras on TensorFlow; runs SavedModel folders"),
     "jax": (("jax", "flax"), "Keras on JAX; the layer for Flax"),
-    "onnx": (("onnx",), "live onnx.ModelProto objects; .onnx files are read without it"),
-    "torch": (("torch",), "Keras on PyTorch; layers for PyTorch"),
+    "onnx": (("onnx", "onnxruntime"), "runs .onnx files, which are read without it; live onnx.ModelProto objects"),
+    "torch": (("torch",), "reads .pt files, runs .pt2 and TorchScript; Keras on PyTorch; layers for PyTorch"),
+    "litert": (("ai-edge-litert",), "runs .tflite files, which are read without it"),
+    "fast": (("numba",), "compiled kernels for the CPU"),
 }
 SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")}
 

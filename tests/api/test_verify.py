@@ -341,6 +341,16 @@ def test_channels_elsewhere():
     assert "transposed" in found.notes[-1]
 
 
+def test_the_help_names_every_engine_and_format(run):
+    status, out, _ = run("verify", "--help")
+    assert status == 0
+    words = out.replace(",", " ").replace(".\n", " ").split()
+    assert set(norms.ENGINES) <= set(words)
+    for suffix in (".keras", ".weights.h5", ".h5", ".hdf5", ".onnx", ".pt2", ".pt", ".pth", ".ckpt", ".bin",
+                   ".safetensors", ".tflite", "SavedModel", "--trust", "safe_mode"):  # fmt: skip
+        assert suffix in out
+
+
 class Format:
     """A model under another format's name."""
 

@@ -70,6 +70,9 @@ def verify_command(
     Each is held against the float64 formula, on the input that reaches it (--data), on --x, or on numbers drawn with
     its statistics. With OTHER two models are compared layer by layer: the first layer where they part, and why. Exit
     status 1 if anything differs or fails.
+
+    Engines: reference (float64), numpy, keras-tensorflow, keras-jax, keras-torch, keras-ops (the backend's function),
+    tf.nn, torch, jax, flax, onnxruntime. Each framework runs in a process of its own.
     """
     from batchnorm.api import inputs
     from batchnorm.api.verifying import verify

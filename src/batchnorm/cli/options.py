@@ -13,12 +13,16 @@ import click
 __all__ = ["MODEL_HELP", "busy", "model_options", "opened", "output_options", "show", "stdout_kept"]
 
 MODEL_HELP = """
-MODEL is a .keras, .weights.h5, .h5, .hdf5, .onnx, .pt2, .pt, .pth, .ckpt, .bin,
-.safetensors or .tflite file, a SavedModel folder or an unzipped .keras; or
-package.module:name, a live object or a factory without arguments. Reading a
-file executes nothing of it; TorchScript, whose loader runs code of the file,
-needs --trust. --data runs the file's graph in its engine, Keras with safe_mode
-on; package.module:name runs your own code."""
+MODEL is a file of Keras (.keras or its unzipped folder, .weights.h5, .h5,
+.hdf5), ONNX (.onnx), PyTorch (.pt2, .pt, .pth, .ckpt, .bin, TorchScript) or
+LiteRT (.tflite), a .safetensors file, a SavedModel folder, or
+package.module:name, a live object or a factory without arguments.
+
+What runs code: reading a file executes nothing of it, except TorchScript, which
+PyTorch's loader runs and --trust allows. --data runs the model's graph in its
+own engine (Keras with safe_mode on, TensorFlow, PyTorch, ONNX Runtime or
+LiteRT). package.module:name runs your own code. A .pt file is read by PyTorch
+itself, with weights_only."""
 
 
 class EpsilonType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - generic in newer clicks only

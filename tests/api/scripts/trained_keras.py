@@ -1,6 +1,6 @@
 """Train a small residual network on scikit-learn's digits in Keras, and write it in every format that Keras writes.
 
-    KERAS_BACKEND=tensorflow python trained_keras.py FOLDER
+    KERAS_BACKEND=tensorflow python trained_keras.py FOLDER [--alone]
     KERAS_BACKEND=torch python trained_keras.py FOLDER     # the .onnx of the same model: that exporter is PyTorch's
 
 ``changed`` gives copies with one constant of one layer changed; a backend writes the copies of its own formats.
@@ -119,9 +119,9 @@ def write_onnx(model, folder, stem):
     model.export(folder / f"{stem}.onnx", format="onnx", verbose=False)
 
 
-def main(folder):
-    """The model, and the copies, in the formats of this backend."""
-    faults = [*SETTINGS, *VALUES]
+def main(folder, alone=False):
+    """The model, and unless it is wanted ``alone`` the copies, in the formats of this backend."""
+    faults = [] if alone else [*SETTINGS, *VALUES]
     if keras.backend.backend() == "tensorflow":
         model, accuracy = trained()
         write_tensorflow(model, folder, "model")
@@ -146,4 +146,4 @@ def name_of(what):
 
 if __name__ == "__main__":
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), alone="--alone" in sys.argv)

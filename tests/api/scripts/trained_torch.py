@@ -1,6 +1,6 @@
 """Train a small residual network on scikit-learn's digits in PyTorch, and write it in every format of PyTorch.
 
-    python trained_torch.py FOLDER
+    python trained_torch.py FOLDER [--alone]
 
 ``.pt`` and ``.safetensors`` (state dicts), ``.pt2``, TorchScript, and ``.onnx`` by the exporter of torch.export and by
 the older one. ``changed`` gives copies with one constant of one layer changed.
@@ -136,19 +136,19 @@ def write_graphs(model, folder, stem, *, new=True):
         )  # fmt: skip
 
 
-def main(folder):
-    """The model and its copies, in every format."""
+def main(folder, alone=False):
+    """The model, and unless it is wanted ``alone`` its copies, in every format."""
     warnings.simplefilter("ignore")
     model, accuracy = trained()
     (folder / "accuracy.json").write_text(json.dumps(accuracy))
     np.save(folder / "x.npy", digits()[0][-40:].numpy())
     write_state(model, folder, "model")
     write_graphs(model, folder, "model")
-    for what in (*SETTINGS, *VALUES, MODE):
+    for what in () if alone else (*SETTINGS, *VALUES, MODE):
         copy, stem = changed(model, what), what.replace("/", "-").replace(" ", "_")
         write_state(copy, folder, stem)
         write_graphs(copy, folder, stem, new=what in NEW)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), alone="--alone" in sys.argv)
