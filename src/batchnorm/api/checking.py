@@ -10,6 +10,7 @@ from batchnorm.analysis.rules import RANK, Rule, Subject, apply
 from batchnorm.analysis.rules.data import needed
 from batchnorm.analysis.rules.finding import Level
 from batchnorm.analysis.rules.measured import Measurements
+from batchnorm.core.graph import Graph
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
@@ -128,11 +129,23 @@ def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:
     return Seen(measured.samples, ran.batches, size, needed(measured, records), gap)
 
 
+def _ordered(read: Model, graph: Graph | None) -> tuple[LayerRecord, ...]:
+    """The layers in the order of the data's way, where the graph tells it."""
+    if graph is None:
+        return read.layers
+    order: dict[str, int] = {}
+    for place, operation in enumerate(graph.operations):
+        if operation.kind == "batch_norm":
+            order.setdefault(operation.name, place)
+    return tuple(sorted(read.layers, key=lambda record: order.get(record.name, len(graph.operations))))
+
+
 def _subjects(reads: Sequence[Model], data: Measurements | None) -> list[Subject]:
+    graphs: list[Graph | None] = [getattr(read, "graph", None) for read in reads]
     return [
         Subject(
-            records=read.layers,
-            graph=getattr(read, "graph", None),
+            records=_ordered(read, graphs[place]),
+            graph=graphs[place],
             data=data,
             deployed=read.format in DEPLOYED,
             others=tuple((later.path, later.layers) for later in reads[place + 1 :]),

@@ -230,7 +230,7 @@ def _captured(node: Node) -> tuple[str, ...]:
 def _described(operation: Operation, scope: Scope, node: Node, flowing: int) -> _Step:
     settings = operation.settings
     if node.op == "BatchNormalization":
-        return _Step(replace(operation, kind="batch_norm", settings={**settings, "axis": 1}))
+        return _Step(replace(operation, kind="batch_norm", settings={**settings, "axis": 1, "opset": scope.opset}))
     if node.op in ("Conv", "ConvTranspose"):
         return _weighted(operation, scope, node, "conv" if node.op == "Conv" else "conv_transpose",
                          _convolution(scope, node))  # fmt: skip

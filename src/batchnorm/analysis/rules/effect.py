@@ -116,8 +116,8 @@ def shares(record: LayerRecord, seen: Measured) -> dict[str, float]:
 
     ``initial_value``: what is gone when the initial value is taken out. ``small_batch``: what batches of that size give
     by themselves, the moving average's sampling error and the variance between batches that none of them sees.
-    ``divisor``: batch variances were divided by count and not by count - 1, which few elements show. ``epsilon``: always 0 here, where one and the same
-    epsilon stands in both modes. ``data_shift``: what is left.
+    ``divisor``: batch variances were divided by count and not by count - 1, which few elements show. ``epsilon``:
+    always 0, as one and the same epsilon stands in both modes of a model. ``data_shift``: what is left.
     """
     total, finite = _raw(record, seen, *_stored(record))
     if not finite or total <= 0:

@@ -45,13 +45,14 @@ class PaddingSeen:
         """One call's input."""
         if x.ndim != 3 or isinstance(self._axis, tuple) or self._axis % 3 == 0 or not self._same:
             return
-        rows = x if self._axis % 3 == 2 else np.swapaxes(x, 1, 2)
-        runs: NDArray[Any] = _runs(np.asarray(rows))
-        hidden: NDArray[Any] = runs * (runs >= SHORTEST)
+        rows: Any = x if self._axis % 3 == 2 else np.swapaxes(x, 1, 2)
+        runs: Any = _runs(rows)
+        hidden: Any = runs * (runs >= SHORTEST)
         for sample, run in zip(rows, runs, strict=True):
             if run >= SHORTEST:
                 self._see(sample[-1].astype(np.float64))
-        kept: NDArray[np.bool_] = np.less(np.arange(rows.shape[1]), np.asarray(rows.shape[1] - hidden)[:, None])
+        positions: Any = np.arange(rows.shape[1])
+        kept: Any = positions < (rows.shape[1] - hidden)[:, None]
         found = Accumulator.of(rows[kept], -1) if kept.any() else None
         if found is not None:
             self._data = found if self._data is None else self._data.merge(found)

@@ -28,7 +28,7 @@ MOST_NAMED = 4
 
 def epsilon_unknown(record: LayerRecord) -> Hit | None:
     """The file holds no epsilon: how far outputs move between the two usual ones."""
-    if record.epsilon is not None:
+    if record.epsilon is not None or not of.held(record):
         return None
     change = whole_change(largest_change(Constants.of(record, KERAS), Constants.of(record, TORCH)))
     return Hit(

@@ -8,7 +8,7 @@ import numpy as np
 
 from batchnorm.core.record import LayerRecord
 
-from . import data, history, settings, values
+from . import data, history, modes, settings, structure, values
 from .finding import RANK, Finding, Hit, Rule, Subject, on_each
 
 __all__ = ["RULES", "apply", "named", "of_record"]
@@ -61,6 +61,22 @@ RULES: tuple[Rule, ...] = (
         on_each(settings.momentum_convention),
     ),
     Rule(
+        "BN203",
+        "axis-mismatch",
+        "error",
+        "The axis contradicts the convolution beside it",
+        structure.axis_mismatch,
+        "graph",
+    ),
+    Rule(
+        "BN204",
+        "training-mode-deployed",
+        "error",
+        "The graph fixes training mode",
+        modes.training_mode_deployed,
+    ),
+    Rule("BN205", "batch-statistics", "warning", "Mean or variance is no stored constant", modes.batch_statistics),
+    Rule(
         "BN206",
         "odd-epsilon",
         "warning",
@@ -84,6 +100,29 @@ RULES: tuple[Rule, ...] = (
         "Same weights, other statistics: ranks never merged",
         settings.rank_divergence,
         "models",
+    ),
+    Rule("BN301", "useless-bias", "note", "A bias before it that is cancelled", structure.useless_bias, "graph"),
+    Rule(
+        "BN302", "dropout-before", "warning", "Dropout shifts its input's variance", structure.dropout_before, "graph"
+    ),
+    Rule(
+        "BN303",
+        "shared-layer",
+        "warning",
+        "Several inputs share one set of statistics",
+        structure.shared_layer,
+        "graph",
+    ),
+    Rule("BN304", "normalised-twice", "note", "Normalises what is normalised", structure.normalised_twice, "graph"),
+    Rule("BN305", "unused-layer", "note", "Its output is not used", structure.unused_layer, "graph"),
+    Rule("BN306", "foldable", "note", "Could be part of the layer before it", structure.foldable, "graph"),
+    Rule(
+        "BN307",
+        "runtime-fault",
+        "warning",
+        "A known fault of a runtime meets this graph",
+        structure.runtime_fault,
+        "graph",
     ),
     Rule(
         "BN401",

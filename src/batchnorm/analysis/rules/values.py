@@ -139,7 +139,8 @@ def epsilon_dominated(record: LayerRecord) -> Hit | None:
             "Is the input scaled twice, or weights before it too small? Scale the input as in training, or build the "
             "layer with a smaller epsilon and train on."
             if worst
-            else "A few such channels are features that hardly ever vary; nothing to do."
+            else "A few such channels are features that hardly ever vary. Many are an input smaller than this epsilon "
+            "was made for; the model was trained with it, so leave it as it is."
         ),
         evidence={"epsilon": record.epsilon, "channels": len(where), "varied": int(varied.sum()), "lowest": smallest},
     )
