@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from batchnorm.core.graph import Kind, Operation
 
-from .keras_config import Config, Layer, is_norm_config
+from .keras_config import Config, Layer, is_builtin, is_norm_config
 
 __all__ = ["Fetch", "described"]
 
@@ -40,6 +40,8 @@ def described(
     config = layer.config
     name = layer.kind.rpartition(">")[2]
     settings = extra | {"storage": layer.storage, "path": layer.names}
+    if (why := _unfoldable(item, config)) is not None:
+        settings["unfoldable"] = why
     if is_norm_config(config):
         return replace(operation, kind="batch_norm", settings=settings | {"axis": config.get("axis")})
     if ("Conv" in name and "filters" in config) or name.startswith("DepthwiseConv"):
@@ -51,6 +53,15 @@ def described(
         more = _activation(config) | {"channel_axis": -1, "kernel_out_axis": 1, "kernel_in_axis": 0}
         return replace(operation, kind="dense", settings=settings | more, weights=_weights(layer, fetch, more))
     return replace(operation, kind=_kind(name, config, operation, item, node), settings=settings)
+
+
+def _unfoldable(item: Config, config: Config) -> str | None:
+    """Why what a class does cannot be told from its config; None where it can."""
+    if not is_builtin(item):
+        return "is of a class of its own, which may do more"
+    if config.get("lora_rank") is not None:
+        return "adds a low-rank product (LoRA) to its kernel"
+    return None
 
 
 def _kind(name: str, config: Config, operation: Operation, item: Config, node: Any) -> Kind:

@@ -27,7 +27,7 @@ from .pt2_graph import OPERATORS, Json, Norm, norms_of
 from .pt2_operations import graph_of
 from .state_dict import COUNTER, MOST_UPDATES
 
-__all__ = ["read"]
+__all__ = ["DTYPES", "graph_member", "read"]
 
 NEWEST_SCHEMA = 8
 MOST_CHANNELS = 1 << 24
@@ -68,7 +68,7 @@ def _guard(path: str) -> Generator[None]:
 
 
 def _model(path: str, archive: Archive) -> ModelFile:
-    graph_name, root, notes = _graph_member(path, archive.names())
+    graph_name, root, notes = graph_member(path, archive.names())
     program: Json = json.loads(archive.text(graph_name))
     _check_schema(path, program)
     weights = _Weights(path, archive, root)
@@ -112,7 +112,7 @@ def _session(path: str, names: tuple[str, ...], places: dict[str, tuple[int, ...
     return open_program(path, names, places, OPERATORS)
 
 
-def _graph_member(path: str, names: tuple[str, ...]) -> tuple[str, str, list[str]]:
+def graph_member(path: str, names: tuple[str, ...]) -> tuple[str, str, list[str]]:
     """The member with the graph, and the folder that the archive's others lie in."""
     graphs = sorted(name for name in names if "models/" in name and name.endswith(".json"))
     if graphs:

@@ -116,6 +116,9 @@ class _Builder:
         shared = False
         if norm is not None:
             kind, settings = "batch_norm", settings | {"axis": 1, "arrays": norm.arrays}
+            described: Json = self._module["graph"].get("tensor_values") or {}
+            if inputs and inputs[0] in described:
+                settings["input_rank"] = len(described[inputs[0]]["sizes"])
             named = norm.name
             shared = any(self._kernels[name] > 1 for key in PARAMETERS for name in tensors_of(arguments.get(key) or {}))
         elif kind in ("conv", "conv_transpose", "dense"):

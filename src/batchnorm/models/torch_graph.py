@@ -17,6 +17,7 @@ from batchnorm.engines.torch_state import array_of
 from batchnorm.errors import require
 
 from .pt2_operations import ARITHMETIC, KINDS
+from .torch_edit import unfoldable
 
 __all__ = ["graph_of", "is_norm"]
 
@@ -125,6 +126,8 @@ class _Builder:
         path = str(node.target)
         module = self._modules[path]
         kind, settings, weights = _described(module)
+        if kind in ("batch_norm", "conv", "conv_transpose", "dense") and (why := unfoldable(module)) is not None:
+            settings["unfoldable"] = why
         tensors = {id(each) for each in (*module.parameters(), *module.buffers())}
         is_shared = calls[id(module)] > 1 or bool(tensors & (taken | shares))
         return Operation(

@@ -1,0 +1,133 @@
+"""Folded copies of live Keras models: made anew from an edited config, every other weight copied over."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from batchnorm.engines.keras import array_of
+from batchnorm.engines.randomness import random_state_kept
+from batchnorm.errors import Refused
+
+from .change import Change
+from .keras_config import Config, class_name, settings_of
+
+__all__ = ["folded"]
+
+Path = tuple[str, ...]
+TRAINING = ("compile_config",)
+
+
+def folded(model: Any, changes: Sequence[Change]) -> Any:
+    """A copy of a functional or sequential model, without the batch normalizations and not compiled.
+
+    Raises
+    ------
+    Refused
+        Keras cannot make the model again from its config, or the copy's layers are not those of the original.
+    """
+    keras: Any = sys.modules["keras"]
+    gone = {tuple(norm.settings["path"]) for change in changes for norm in change.norms}
+    biased = {tuple(change.operation.settings["path"]) for change in changes}
+    config: Config = copy.deepcopy(keras.saving.serialize_keras_object(model))
+    _edit(config, (), gone, biased)
+    try:
+        with random_state_kept():
+            made = keras.saving.deserialize_keras_object(config, safe_mode=False)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise Refused(
+            f"Keras cannot make the folded model from its config ({type(error).__name__}: {text})."
+        ) from error
+    _copy_weights(keras, model, made, {tuple(change.operation.settings["path"]): change for change in changes}, gone)
+    return made
+
+
+def _edit(item: Config, path: Path, gone: set[Path], biased: set[Path]) -> None:
+    for key in TRAINING:
+        item.pop(key, None)
+    settings = settings_of(item)
+    listed = settings.get("layers")
+    if path in biased:
+        settings["use_bias"] = True
+        # What a layer was built with is of no use where it gets one array more.
+        settings.setdefault("bias_initializer", "zeros")
+    if not isinstance(listed, list):
+        return
+    members = cast("list[Config]", listed)
+    for member in list(members):
+        own = (*path, str(settings_of(member).get("name", member.get("name"))))
+        if own in gone:
+            _bypass(settings, members, member)
+        else:
+            _edit(member, own, gone, biased)
+
+
+def _bypass(settings: Config, members: list[Config], norm: Config) -> None:
+    """Take a layer out of its model: what took its output takes its input."""
+    members.remove(norm)
+    nodes = norm.get("inbound_nodes")
+    if not nodes:
+        return
+    (source,) = _tensors(nodes)
+    name = str(norm.get("name"))
+    for member in members:
+        for tensor in _tensors(member.get("inbound_nodes")):
+            if tensor["config"]["keras_history"][0] == name:
+                tensor["config"] = copy.deepcopy(source["config"])
+    settings["output_layers"] = _renamed(settings.get("output_layers"), name, source["config"]["keras_history"])
+
+
+def _tensors(value: Any) -> list[Config]:
+    if isinstance(value, (list, tuple)):
+        return [each for entry in cast("list[Any]", value) for each in _tensors(entry)]
+    if not isinstance(value, dict):
+        return []
+    entry = cast("Config", value)
+    if class_name(entry) == "__keras_tensor__":
+        return [entry]
+    return [each for inner in entry.values() for each in _tensors(inner)]
+
+
+def _renamed(value: Any, name: str, source: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _renamed(inner, name, source) for key, inner in cast("Config", value).items()}
+    if isinstance(value, (list, tuple)):
+        parts = cast("list[Any]", value)
+        if len(parts) == 3 and parts[0] == name and not isinstance(parts[1], (list, tuple, dict)):
+            return list(source)
+        return [_renamed(each, name, source) for each in parts]
+    return value
+
+
+def _copy_weights(keras: Any, model: Any, made: Any, changes: dict[Path, Change], gone: set[Path]) -> None:
+    theirs = dict(_leaves(keras, model, (), set()))
+    ours = dict(_leaves(keras, made, (), set()))
+    if set(theirs) - gone != set(ours):
+        odd = sorted(map("/".join, (set(theirs) - gone) ^ set(ours)))
+        raise Refused(f"the folded copy has other layers than the model ({', '.join(odd[:3])}).")
+    for path, layer in ours.items():
+        change = changes.get(path)
+        values = [array_of(each) for each in theirs[path].weights]
+        if change is not None:
+            first = int(change.operation.settings.get("kernel_index", 0))
+            values = [*values[:first], change.kernel, change.bias]
+        if len(values) != len(layer.weights):
+            raise Refused(f"layer {'/'.join(path)} of the folded copy holds other arrays than before.")
+        layer.set_weights(values)
+
+
+def _leaves(keras: Any, layer: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+    """Each layer that is no functional or sequential model, by its path."""
+    is_model = isinstance(layer, (keras.Sequential, keras.models.Model)) and hasattr(layer, "_operations")
+    if not is_model and not isinstance(layer, keras.Sequential):
+        if layer.weights:
+            yield path, layer
+        return
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    for child in layer.layers:
+        yield from _leaves(keras, child, (*path, str(child.name)), seen)
