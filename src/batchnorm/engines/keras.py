@@ -15,8 +15,9 @@ from batchnorm.core.protocols import Capture
 from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refused, UnknownLayer, require
 
 from .randomness import random_state_kept
+from .session import Input
 
-__all__ = ["array_of", "is_live", "live_layers", "open_file", "run_live"]
+__all__ = ["array_of", "is_live", "inputs_of", "live_layers", "load_file", "open_file", "run_live"]
 
 PURPOSE = "Running this model"
 NORM_SETTINGS = ("axis", "epsilon", "momentum", "moving_mean", "moving_variance")
@@ -47,7 +48,7 @@ def open_file(path: str, names: Sequence[str]) -> Callable[[Any, Sequence[str]],
     MissingExtra
         Keras is not installed.
     """
-    model = _load(_keras(), path)
+    model = load_file(path)
     own = dict(_named(model))
 
     def run(x: Any, capture: Sequence[str]) -> tuple[Any, Capture]:
@@ -82,6 +83,16 @@ def live_layers(model: Any) -> list[tuple[str, Any]]:
     return list(_named(model))
 
 
+def inputs_of(model: Any) -> list[Input] | None:
+    """What a functional or sequential model takes; None where it does not tell."""
+    given = getattr(model, "inputs", None)
+    if not given:
+        return None
+    return [
+        Input(str(one.name), tuple(one.shape), np.dtype(str(one.dtype).replace("bfloat16", "float32"))) for one in given
+    ]
+
+
 def is_live(value: Any) -> bool:
     """Whether an object is a Keras layer or model, found without importing Keras."""
     layers: Any = getattr(sys.modules.get("keras"), "layers", None)  # absent while Keras is being imported
@@ -112,7 +123,17 @@ def _keras() -> Any:
         ) from None
 
 
-def _load(keras: Any, path: str) -> Any:
+def load_file(path: str) -> Any:
+    """The live model of a file, loaded with ``safe_mode`` on and not compiled.
+
+    Raises
+    ------
+    ModelFileError
+        Keras refuses the file.
+    MissingExtra
+        Keras is not installed.
+    """
+    keras = _keras()
     try:
         with random_state_kept():
             return keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -85,14 +85,14 @@ class _Onnx:
         self._places = places
         self._sessions: dict[tuple[str, ...], Any] = {}
         self._plain = self._session(())
-        self._inputs = [_input(argument) for argument in self._plain.get_inputs()]
+        self.inputs = [_input(argument) for argument in self._plain.get_inputs()]
         self._outputs = [argument.name for argument in self._plain.get_outputs()]
 
     def __call__(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """See `Session`."""
         require_layers(capture, self._names, "onnxruntime")
         require_visible(capture, self._places, self._path, WHY)
-        given = feed(x, self._inputs)
+        given = feed(x, self.inputs)
         shown = {name: self._places[name] for name in capture if name in self._places}
         found = self._run(given, [value for pair in shown.values() for value in pair])
         captured: Capture = {name: [] for name in capture}

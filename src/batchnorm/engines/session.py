@@ -39,9 +39,17 @@ class Lazy:
 
     def __call__(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """See `Session`."""
+        return self._opened()(x, capture)
+
+    @property
+    def inputs(self) -> list[Input] | None:
+        """What the model takes, where its engine tells; loads it."""
+        return getattr(self._opened(), "inputs", None)
+
+    def _opened(self) -> Session:
         if self._session is None:
             self._session = self._load()
-        return self._session(x, capture)
+        return self._session
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,13 +103,13 @@ class _Program:
         self._names = names
         self._places = places
         held = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-        self._inputs = [_input(name, held[name]) for name in program.graph_signature.user_inputs if name in held]
+        self.inputs = [_input(name, held[name]) for name in program.graph_signature.user_inputs if name in held]
 
     def __call__(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """See `Session`."""
         require_layers(capture, self._names, "PyTorch")
         require_visible(capture, self._places, self._path, WHY)
-        given = feed(x, self._inputs)
+        given = feed(x, self.inputs)
         watched = {
             self._calls[place]: name
             for name in capture

@@ -1,0 +1,191 @@
+"""Proof by running: two models on the same inputs, random ones and given ones, and how far their outputs lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.core.graph import Graph
+from batchnorm.core.protocols import Model
+from batchnorm.engines.session import Input
+from batchnorm.errors import ArgumentError, BatchnormError
+
+from .inputs import batch_input
+
+__all__ = ["Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "proved"]
+
+SAMPLES = 8
+LENGTHS = (32, 64, 16, 8, 128, 224, 4, 1)
+CHUNK = 32
+WIDEST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One kind of input: where it came from, how much of it there was, and what came out.
+
+    ``max_abs`` is the largest difference of two outputs, ``max_y`` the largest output.
+    """
+
+    source: str
+    samples: int
+    max_abs: float
+    max_y: float
+
+    @property
+    def max_rel(self) -> float:
+        """The difference as a share of the largest output; 0 where both are 0."""
+        return self.max_abs / self.max_y if self.max_y else (0.0 if self.max_abs == 0 else float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was run, and what is demanded; ``bound`` is what rounding alone should stay under."""
+
+    inputs: tuple[Tried, ...]
+    tolerance: float
+    bound: float
+    depth: int
+
+    @property
+    def max_abs(self) -> float:
+        """The largest difference of any output."""
+        return max(each.max_abs for each in self.inputs)
+
+    @property
+    def max_rel(self) -> float:
+        """The largest share of any of the inputs."""
+        return max(each.max_rel for each in self.inputs)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every difference is small enough, and some output tells anything."""
+        told = any(each.max_y > 0 and np.isfinite(each.max_y) for each in self.inputs)
+        return told and all(each.max_rel <= self.tolerance for each in self.inputs)
+
+
+def drawn(wanted: Sequence[Input], seed: int, length: int) -> Any:
+    """Random inputs: standard normal, small integers, for every length that is free ``length``, ``SAMPLES`` samples."""
+    rng = np.random.default_rng(seed)
+    arrays = {each.name: _random(rng, each, length) for each in wanted}
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def _random(rng: np.random.Generator, wanted: Input, length: int) -> NDArray[Any]:
+    lengths = wanted.shape or (None, length)
+    shape = [SAMPLES if not at and one is None else length if one is None else one for at, one in enumerate(lengths)]
+    dtype = wanted.dtype or np.dtype("float32")
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    if dtype.kind in "iu":
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.normal(size=shape).astype(dtype)
+
+
+def guessed(graph: Graph) -> list[Input]:
+    """What a module takes, by the first operation of each of its inputs; none where that does not tell."""
+    found: list[Input] = []
+    for value in graph.inputs:
+        users = [each for each in graph.consumers(value) if "kernel" in each.weights]
+        if not users:
+            return []
+        first = users[0]
+        kernel = first.weights["kernel"]()
+        channels = kernel.shape[first.settings["kernel_in_axis"]]
+        if first.kind == "conv":
+            channels *= int(first.settings.get("groups") or 1)
+        rest = (None,) * int(first.settings.get("rank", 0))
+        found.append(Input(value, (None, channels, *rest), np.dtype("float32")))
+    return found
+
+
+def proved(first: Model, second: Model, source: str, data: Iterable[Any]) -> Tried:
+    """Run two models on the same batches and compare all their outputs.
+
+    Raises
+    ------
+    ArgumentError
+        The batches are none, or the models cannot take them.
+    """
+    samples, most, largest = 0, 0.0, 0.0
+    for batch in data:
+        ours, theirs = (list(_flat(model.run(batch)[0])) for model in (first, second))
+        samples += _count(batch)
+        for one, other in zip(ours, theirs, strict=True):
+            a, b = one.astype(np.float64), other.astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                gap = np.abs(a - b)
+            most = max(most, _most(gap))
+            largest = max(largest, _most(np.abs(a)))
+    if not samples:
+        raise ArgumentError("fold: --data holds no sample; give at least one.")
+    return Tried(source, samples, most, largest)
+
+
+def _most(values: NDArray[Any]) -> float:
+    """The largest; infinity where something is not finite."""
+    if not values.size:
+        return 0.0
+    return float(values.max()) if np.all(np.isfinite(values)) else float("inf")
+
+
+def _flat(outputs: Any) -> Iterator[NDArray[Any]]:
+    if isinstance(outputs, dict):
+        outputs = list(cast("dict[Any, Any]", outputs).values())
+    if isinstance(outputs, (list, tuple)):
+        for each in cast("list[Any]", outputs):
+            yield from _flat(each)
+    elif outputs is not None:
+        array = np.asarray(outputs)
+        if array.dtype.kind in "fiub" or array.dtype.name == "bfloat16":
+            yield array
+
+
+def _count(batch: Any) -> int:
+    array: Any = next(iter(cast("dict[str, Any]", batch).values())) if isinstance(batch, dict) else batch
+    return int(np.shape(array)[0]) if np.ndim(array) else 1
+
+
+def batches(data: Any, wanted: Sequence[Input] | None) -> Iterator[Any]:
+    """Data as a model takes it: arrays cut into parts, of the size that the model fixes if it fixes one."""
+    fixed = next((one.shape[0] for one in wanted or () if one.shape and one.shape[0]), None)
+    size = fixed or CHUNK
+    if isinstance(data, dict) or hasattr(data, "shape"):
+        whole = batch_input(data, "--data")
+        count = _count(whole)
+        for at in range(0, count - (count % fixed if fixed else 0), size):
+            yield _part(whole, at, at + size)
+        return
+    for batch in cast("Iterable[Any]", data):
+        yield batch_input(batch, "--data")
+
+
+def _part(whole: Any, start: int, end: int) -> Any:
+    if isinstance(whole, dict):
+        return {key: each[start:end] for key, each in cast("dict[str, Any]", whole).items()}
+    return whole[start:end]
+
+
+def first_that_runs(model: Model, wanted: Sequence[Input], seed: int) -> Any:
+    """A random input that the model takes; lengths that are free are tried one after the other.
+
+    Raises
+    ------
+    ArgumentError
+        It takes none of them.
+    """
+    free = any(one is None for each in wanted for one in (each.shape or (None, None))[1:])
+    refusal: BatchnormError | None = None
+    for length in LENGTHS if free else LENGTHS[:1]:
+        x = drawn(wanted, seed, length)
+        try:
+            model.run(x)
+        except (BatchnormError, ValueError, RuntimeError) as error:
+            refusal = refusal or ArgumentError(f"{type(error).__name__}: {' '.join(str(error).split())[: WIDEST * 4]}")
+            continue
+        return x
+    raise ArgumentError(f"fold: {model.path} takes none of the random inputs that were tried; give --data ({refusal})")
