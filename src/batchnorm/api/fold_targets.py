@@ -194,8 +194,9 @@ def _as_file(live: Any, read: ModelFile) -> ModelFile:
 
 
 def _check_ending(out: Any, endings: tuple[str, ...]) -> None:
-    if out is not None and not os.fspath(out).lower().endswith(endings):
-        raise ArgumentError(f"fold: -o {os.fspath(out)!r} must end in {' or '.join(endings)}, as the model does.")
+    named = "" if out is None else str(os.fspath(out))
+    if named and not named.lower().endswith(endings):
+        raise ArgumentError(f"fold: -o {named!r} must end in {' or '.join(endings)}, as the model does.")
 
 
 @contextmanager

@@ -90,8 +90,8 @@ def fold(
 
     Notes
     -----
-    ``torch.nn.utils.fusion`` and ``torch.fx.experimental.optimization.fuse`` fold without proof, and give silently wrong
-    results for transposed convolutions, ``Linear`` on sequences and shared convolutions (docs/FOLDING.md).
+    ``torch.nn.utils.fusion`` and ``torch.fx.experimental.optimization.fuse`` fold without proof, and are silently wrong
+    for transposed convolutions, ``Linear`` on sequences and shared convolutions (docs/FOLDING.md).
     """
     check_epsilon(epsilon)
     target = target_of(model, epsilon, out)
@@ -138,7 +138,7 @@ def _finished(found: _Found, about: dict[str, Any], target: Target, out: Any) ->
         folded=found.plan.folds,
         refused=found.plan.refused,
         proof=found.proof,
-        output=None if out is None else os.fspath(out),
+        output=None if out is None else str(out),
         notes=tuple(notes),
         result=target.result if found.holds else None,
     )

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +18,10 @@ from .archive import Archive
 from .change import Change
 from .pt2_file import graph_member
 from .pt2_graph import Json
+from .rewriting import rewritten
 
 __all__ = ["fold"]
 
-CHUNK = 1 << 20
 
 
 def fold(path: str, target: Path, changes: Sequence[Change]) -> None:
@@ -49,7 +47,7 @@ def fold(path: str, target: Path, changes: Sequence[Change]) -> None:
         editor.apply(change)
     editor.finish([value for change in changes for norm in change.norms for value in norm.outputs])
     written = {graph_name: json.dumps(program).encode(), config_name: json.dumps(config).encode(), **editor.members}
-    _rewrite(path, target, written)
+    rewritten(path, target, written)
 
 
 def _stem(graph_name: str) -> str:
@@ -189,15 +187,3 @@ def _rename(part: Any, names: dict[str, str]) -> None:
             if key != "metadata":
                 _rename(value, names)
 
-
-def _rewrite(path: str, target: Path, written: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", allowZip64=True) as new:
-        for info in old.infolist():
-            data = written.pop(info.filename, None)
-            if data is not None:
-                new.writestr(info.filename, data)
-                continue
-            with old.open(info) as stream, new.open(info.filename, "w", force_zip64=info.file_size >= 1 << 31) as to:
-                shutil.copyfileobj(stream, to, CHUNK)
-        for name, data in written.items():
-            new.writestr(name, data)

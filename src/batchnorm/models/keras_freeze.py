@@ -1,0 +1,56 @@
+"""``.keras`` files with frozen or thawed batch normalizations: one flag in the config, every other byte as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from .archive import Archive
+from .keras_config import Config, is_norm_config, read_layers
+from .keras_file import CONFIG, load_json
+from .modelfile import unreadable
+from .rewriting import rewritten
+
+__all__ = ["flags", "write"]
+
+
+def write(path: str, target: Path, *, frozen: bool) -> None:
+    """Write a copy in which ``trainable`` of every batch normalization is ``not frozen``."""
+    config = _config(path)
+    for settings in _norms(config):
+        settings["trainable"] = not frozen
+    rewritten(path, target, {CONFIG: json.dumps(config).encode()})
+
+
+def flags(path: str) -> dict[str, tuple[bool, bool]]:
+    """Layer -> whether it may be trained, by itself, and with all that is around it."""
+    return {
+        "/".join(layer.names): (layer.config.get("trainable", True) is not False, layer.trainable)
+        for layer in read_layers(_config(path))
+        if layer.is_norm
+    }
+
+
+def _config(path: str) -> Config:
+    with open(path, "rb") as stream:
+        archive = Archive(stream, path)
+        if CONFIG not in archive.names():
+            raise unreadable(path, f"a zip archive without {CONFIG}", "Give a .keras file")
+        return load_json(archive.text(CONFIG), path, CONFIG)
+
+
+def _norms(value: Any) -> Iterator[Config]:
+    """The settings of every batch normalization, wherever in the config; a shared one may be there twice."""
+    if isinstance(value, list):
+        for each in cast("list[Any]", value):
+            yield from _norms(each)
+    elif isinstance(value, dict):
+        entry = cast("Config", value)
+        settings = entry.get("config")
+        if isinstance(settings, dict) and "class_name" in entry and is_norm_config(cast("Config", settings)):
+            yield cast("Config", settings)
+            return
+        for each in entry.values():
+            yield from _norms(each)
