@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from batchnorm.api.checking import check
     from batchnorm.api.comparing import diff
     from batchnorm.api.explaining import explain, explain_arrays
+    from batchnorm.api.folding import fold
+    from batchnorm.api.freezing import freeze, unfreeze
     from batchnorm.api.loading import list_layers, load
     from batchnorm.api.rulebook import rules
     from batchnorm.api.verifying import verify
@@ -50,6 +52,8 @@ __all__ = [
     "diff",
     "explain",
     "explain_arrays",
+    "fold",
+    "freeze",
     "list_layers",
     "load",
     "merge_moments",
@@ -57,6 +61,7 @@ __all__ = [
     "normalize",
     "rules",
     "testing",
+    "unfreeze",
     "verify",
 ]
 
@@ -64,6 +69,8 @@ HOMES = {
     "api.checking": ("check",),
     "api.comparing": ("diff",),
     "api.explaining": ("explain", "explain_arrays"),
+    "api.folding": ("fold",),
+    "api.freezing": ("freeze", "unfreeze"),
     "api.loading": ("list_layers", "load"),
     "api.rulebook": ("rules",),
     "api.verifying": ("verify",),

@@ -248,7 +248,7 @@ class _Planner:
             raise _No(f"it normalises axis {axis}, and the number of axes of its input is not known; give --data")
         if axis % rank != own % rank:
             raise _No(
-                f"it normalises axis {axis} of {rank}, and the channels of {target.name} lie on axis {own % rank}"
+                f"it normalises axis {axis % rank} of {rank}, and the channels of {target.name} lie on axis {own % rank}"
             )
 
 

@@ -149,6 +149,8 @@ class Linear:
         if self.settings.get("depthwise"):
             return moved.reshape(moved.shape[0], moved.shape[1], 1, -1)
         groups = int(self.settings.get("groups") or 1)
+        if moved.shape[0] % groups:
+            raise ValueError(f"{moved.shape[0]} channels in {groups} groups")
         form = moved.reshape(groups, moved.shape[0] // groups, moved.shape[1], -1)
         return form.swapaxes(1, 2) if self.transposed else form
 

@@ -193,8 +193,8 @@ def _as_file(live: Any, read: ModelFile) -> ModelFile:
     return replace(live, path=read.path, format=read.format)
 
 
-def _check_ending(out: Any, endings: tuple[str, ...]) -> None:
-    named = "" if out is None else str(os.fspath(out))
+def _check_ending(out: str | os.PathLike[str] | None, endings: tuple[str, ...]) -> None:
+    named = "" if out is None else os.fspath(out)
     if named and not named.lower().endswith(endings):
         raise ArgumentError(f"fold: -o {named!r} must end in {' or '.join(endings)}, as the model does.")
 

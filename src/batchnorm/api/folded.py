@@ -50,9 +50,12 @@ class Folding(Result):
 
 def _proof(proof: Proof) -> dict[str, Any]:
     inputs = [
-        {"source": each.source, "samples": each.samples, "max_abs": each.max_abs, "max_rel": each.max_rel}
+        {
+            "source": each.source, "samples": each.samples, "max_abs": each.max_abs, "max_rel": each.max_rel,
+            "tells": proof.tells(each),
+        }
         for each in proof.inputs
-    ]
+    ]  # fmt: skip
     return {
         "inputs": inputs, "max_abs": proof.max_abs, "max_rel": proof.max_rel, "tolerance": proof.tolerance,
         "bound": proof.bound, "depth": proof.depth, "holds": proof.holds,

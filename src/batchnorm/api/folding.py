@@ -30,7 +30,11 @@ FAILED = (
     "The proof failed, and nothing was written: the largest difference is {:.3g} of the largest output, {:.3g} is "
     "allowed. {}"
 )
-NOT_FINITE = "The outputs are all 0, or not finite, on every input that was tried: give others with --data."
+NOT_FINITE = "The proof failed, and nothing was written: outputs are not finite."
+TELLS_NOTHING = (
+    "Nothing was written: on every input that was tried the outputs are all 0, or too small beside the rounding of the "
+    "last activation. Give real inputs with --data."
+)
 CANCELS = (
     "The layer whose rounding weighs most is {}: its mean lies {:.3g} standard deviations from 0. Leave it out with "
     "--skip."
@@ -201,8 +205,10 @@ def _neighbours(graph: Graph, norm: Operation) -> list[Operation | None]:
 
 
 def _why(plan: Plan, proof: Proof, records: Sequence[LayerRecord]) -> str:
-    if not np.isfinite(proof.max_rel) or all(each.max_y == 0 for each in proof.inputs):
+    if not np.isfinite(proof.max_rel):
         return NOT_FINITE
+    if not any(proof.tells(each) for each in proof.inputs):
+        return TELLS_NOTHING
     names = {one.layer for one in plan.folds}
     worst, deviations = max(((record.name, _distance(record)) for record in records if record.name in names),
                             key=lambda each: each[1])  # fmt: skip

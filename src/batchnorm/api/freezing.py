@@ -26,8 +26,8 @@ DOORS = (
     ("flax.nnx", "Module", "batchnorm.flax"),
 )
 OPTIMIZER_NOTE = (
-    "The optimizer's state in the file was made for {} weights. Keras restores it only where the frozen weights are the "
-    "same as when it was saved; otherwise it warns, and training goes on with a new state."
+    "The optimizer's state in the file was made for another set of trained weights: Keras warns when it loads the "
+    "file, and training goes on with a new state."
 )
 NOTHING = "Nothing was changed, and nothing was written."
 
@@ -120,21 +120,20 @@ def _keras(read: Any, info: Any, out: Path, force: bool, frozen: bool) -> Freezi
     from batchnorm.models import keras_freeze
     from batchnorm.models.registry import open_model
 
-    before = keras_freeze.flags(read.path)
-    changed = tuple(name for name, (own, _) in before.items() if own is frozen)
+    before, after = keras_freeze.flags(read.path), keras_freeze.flags(read.path, frozen=frozen)
+    changed = tuple(name for name, trained in before.items() if trained is frozen and after[name] is not frozen)
     unchanged = {name: _state(frozen) for name in before if name not in changed}
+    unchanged |= {
+        name: "a model around it is frozen, which wins over its own flag" for name in unchanged if after[name] is frozen
+    }
     notes = list(notes_of(read, None))
     if not changed:
         return Freezing(info, frozen, (), _refusals(unchanged), notes=(*notes, NOTHING))
     with replacing(out, source=read.path, force=force) as place:
         keras_freeze.write(read.path, place, frozen=frozen)
-        after = {record.name: record.mode for record in open_model(place).layers}
-    if not frozen:
-        inside = [name for name in changed if after.get(name) == "frozen"]
-        unchanged |= dict.fromkeys(inside, "its own flag is set, but a model around it is frozen, which wins")
-        changed = tuple(name for name in changed if name not in inside)
+        open_model(place)
     if any(record.updates is not None or record.updates_doubt for record in read.layers):
-        notes.append(OPTIMIZER_NOTE.format("all trained" if frozen else "the trained"))
+        notes.append(OPTIMIZER_NOTE)
     return Freezing(info, frozen, changed, _refusals(unchanged), os.fspath(out), tuple(notes))
 
 

@@ -23,7 +23,9 @@ def written(command: Callable[..., Any]) -> Callable[..., Any]:
 @model_options
 @written
 @click.option(
-    "--data", metavar="FILE", help="Inputs of the model for the proof, beside random ones: .npy, .npz, package.mod:name."
+    "--data",
+    metavar="FILE",
+    help="Inputs of the model for the proof, beside random ones: .npy, .npz, or package.module:name.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @click.option("--skip", metavar="A,B", help="Layers that are left as they are.")

@@ -18,19 +18,21 @@ __all__ = ["flags", "write"]
 
 def write(path: str, target: Path, *, frozen: bool) -> None:
     """Write a copy in which ``trainable`` of every batch normalization is ``not frozen``."""
-    config = _config(path)
-    for settings in _norms(config):
-        settings["trainable"] = not frozen
+    config = _changed(_config(path), frozen)
     rewritten(path, target, {CONFIG: json.dumps(config).encode()})
 
 
-def flags(path: str) -> dict[str, tuple[bool, bool]]:
-    """Layer -> whether it may be trained, by itself, and with all that is around it."""
-    return {
-        "/".join(layer.names): (layer.config.get("trainable", True) is not False, layer.trainable)
-        for layer in read_layers(_config(path))
-        if layer.is_norm
-    }
+def flags(path: str, *, frozen: bool | None = None) -> dict[str, bool]:
+    """Layer -> whether it is trained, with all that is around it; where ``frozen`` is given, as `write` makes it."""
+    config = _config(path)
+    layers = read_layers(config if frozen is None else _changed(config, frozen))
+    return {"/".join(layer.names): layer.trainable for layer in layers if layer.is_norm}
+
+
+def _changed(config: Config, frozen: bool) -> Config:
+    for settings in _norms(config):
+        settings["trainable"] = not frozen
+    return config
 
 
 def _config(path: str) -> Config:

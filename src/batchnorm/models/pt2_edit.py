@@ -23,7 +23,6 @@ from .rewriting import rewritten
 __all__ = ["fold"]
 
 
-
 def fold(path: str, target: Path, changes: Sequence[Change]) -> None:
     """Write a copy of a program with other weights and fewer nodes.
 
@@ -186,4 +185,3 @@ def _rename(part: Any, names: dict[str, str]) -> None:
         for key, value in entry.items():
             if key != "metadata":
                 _rename(value, names)
-

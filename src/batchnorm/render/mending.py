@@ -50,9 +50,10 @@ def _draw_reasons(title: str, reasons: list[Document], to: Console) -> None:
 def _draw_proof(proof: Document, to: Console) -> None:
     to.print()
     to.print(Text("Proof" if proof["holds"] else "Proof: failed", style="bold"))
-    drawn = table(["inputs", "samples", "largest difference", "of the largest output"], left=("inputs",))
+    drawn = table(["inputs", "samples", "largest difference", "of the largest output", ""], left=("inputs", ""))
     for each in proof["inputs"]:
-        add_row(drawn, (each["source"], each["samples"], _number(each["max_abs"]), _number(each["max_rel"])))
+        numbers = (_number(each["max_abs"]), _number(each["max_rel"]))
+        add_row(drawn, (each["source"], each["samples"], *numbers, "" if each["tells"] else "tells nothing"))
     print_table(drawn, to)
     depth = f"{proof['depth']} operation{'' if proof['depth'] == 1 else 's'} with new weights"
     to.print(

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from .comparison import draw_diff
 from .findings import draw_check, draw_rule
+from .mending import draw_fold, draw_freeze
 from .pieces import Document, add_row, named, print_notes, print_table, printable, short, table
 from .verification import draw_verify
 
@@ -287,4 +288,7 @@ DRAWN: dict[str, Callable[[Document, Console, bool], None]] = {
     "doctor": draw_doctor,
     "check": draw_check,
     "rule": draw_rule,
+    "fold": draw_fold,
+    "freeze": draw_freeze,
+    "unfreeze": draw_freeze,
 }
