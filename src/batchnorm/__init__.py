@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchnorm.api.folding import fold
     from batchnorm.api.freezing import freeze, unfreeze
     from batchnorm.api.loading import list_layers, load
+    from batchnorm.api.recalibrating import recalibrate
     from batchnorm.api.rulebook import rules
     from batchnorm.api.verifying import verify
     from batchnorm.core.accumulator import Accumulator, merge_moments
@@ -59,6 +60,7 @@ __all__ = [
     "merge_moments",
     "moments",
     "normalize",
+    "recalibrate",
     "rules",
     "testing",
     "unfreeze",
@@ -72,6 +74,7 @@ HOMES = {
     "api.folding": ("fold",),
     "api.freezing": ("freeze", "unfreeze"),
     "api.loading": ("list_layers", "load"),
+    "api.recalibrating": ("recalibrate",),
     "api.rulebook": ("rules",),
     "api.verifying": ("verify",),
     "core.accumulator": ("Accumulator", "merge_moments"),

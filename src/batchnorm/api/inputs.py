@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 import types
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -149,11 +149,12 @@ def real(array: Any, path: str, option: str) -> Array:
     return found
 
 
-def model_batches(path: str) -> Any:
+def model_batches(path: str, *, again: bool = False) -> Any:
     """The input of a model: one array from a .npy file, named inputs from a .npz, or ``package.module:name``.
 
     A named object is an array or an iterable of batches: arrays, tuples ``(x, y)`` of which ``x`` is taken, or dicts
-    of named inputs. The array of a .npy file stays on the disk until it is read.
+    of named inputs. The array of a .npy file stays on the disk until it is read. ``again`` asks for data that can be
+    run through again: a factory that gives an iterator is left a factory.
 
     Raises
     ------
@@ -161,7 +162,8 @@ def model_batches(path: str) -> Any:
         No such file or name, or it holds no arrays.
     """
     if names_object(path):
-        return named_object(path)
+        found = named_object(path)
+        return functools.partial(named_object, path) if again and isinstance(found, Iterator) else found
     if path.lower().endswith(".npy"):
         with _as_argument(path, "--data"):
             return real(np.load(path, mmap_mode="r", allow_pickle=False), path, "--data")

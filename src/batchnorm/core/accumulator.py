@@ -40,6 +40,17 @@ class Accumulator:
         one = moments(x, axis, mask=mask)
         return cls(one.count, one.mean, one.variance * one.count)
 
+    @classmethod
+    def from_parts(cls, count: Any, high: ArrayLike, low: ArrayLike, variance: ArrayLike) -> Accumulator:
+        """Moments that a framework computed in its own precision (`equations.moments`), flattened to one axis.
+
+        The mean comes as two numbers, ``high + low``, and loses nothing when they are added here in float64.
+        """
+        mean = np.asarray(high, np.float64).reshape(-1) + np.asarray(low, np.float64).reshape(-1)
+        counted = np.asarray(count).reshape(-1)
+        number = int(counted[0]) if counted.size == 1 else counted.astype(np.float64)
+        return cls(number, mean, np.asarray(variance, np.float64).reshape(-1) * number)
+
     def merge(self, other: Accumulator) -> Accumulator:
         """Moments of both together; exact up to rounding whatever the order."""
         if not np.any(self.count):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from batchnorm.errors import ArgumentError
 
-__all__ = ["replacing"]
+__all__ = ["check", "replacing"]
 
 
 @contextlib.contextmanager
@@ -33,11 +33,8 @@ def replacing(
     ArgumentError
         It is the source; it exists and ``force`` is not given; its folder cannot be written, or is full.
     """
+    check(path, source=source, force=force)
     place = Path(path)
-    if source is not None and place.exists() and Path(source).exists() and place.samefile(source):
-        raise ArgumentError(f"-o: {place} is the input, which is never overwritten; give another path.")
-    if place.exists() and not force:
-        raise ArgumentError(f"-o: {place} exists; pass --force to replace it.")
     # The ending stays, as some writers choose by it.
     temporary = place.with_name(f".{place.stem}.{os.getpid()}.part{place.suffix}")
     try:
@@ -47,6 +44,26 @@ def replacing(
         raise ArgumentError(f"-o: cannot write {place} ({error.strerror or error}).") from error
     finally:
         _remove(temporary)
+
+
+def check(path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None = None, force: bool = False) -> None:
+    """Refuse what `replacing` would refuse, before any work is done for it.
+
+    Raises
+    ------
+    ArgumentError
+        It is the source; it exists and ``force`` is not given; its folder is not there or cannot be written.
+    """
+    place = Path(path)
+    if source is not None and place.exists() and Path(source).exists() and place.samefile(source):
+        raise ArgumentError(f"-o: {place} is the input, which is never overwritten; give another path.")
+    if place.exists() and not force:
+        raise ArgumentError(f"-o: {place} exists; pass --force to replace it.")
+    folder = place.parent
+    if not folder.is_dir():
+        raise ArgumentError(f"-o: cannot write {place} (No such file or directory: {folder}).")
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"-o: cannot write {place} (the folder {folder} is not writable).")
 
 
 def _put(temporary: Path, place: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,18 @@ from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refuse
 from .randomness import random_state_kept
 from .session import Input
 
-__all__ = ["array_of", "is_live", "inputs_of", "live_layers", "load_file", "open_file", "run_live"]
+__all__ = [
+    "array_of",
+    "arrays",
+    "given_inputs",
+    "inputs_of",
+    "is_live",
+    "live_layers",
+    "load_file",
+    "load_layers",
+    "open_file",
+    "run_live",
+]
 
 PURPOSE = "Running this model"
 NORM_SETTINGS = ("axis", "epsilon", "momentum", "moving_mean", "moving_variance")
@@ -48,16 +60,17 @@ def open_file(path: str, names: Sequence[str]) -> Callable[[Any, Sequence[str]],
     MissingExtra
         Keras is not installed.
     """
+    model, layers = load_layers(path, names)
+    return partial(run_live, model, layers=layers)
+
+
+def load_layers(path: str, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The model of a file, loaded with ``safe_mode`` on, and its batch normalizations by the names of the records."""
     model = load_file(path)
     own = dict(_named(model))
-
-    def run(x: Any, capture: Sequence[str]) -> tuple[Any, Capture]:
-        unknown = [name for name in capture if name not in own]
-        # Names that Keras makes anew at loading: the order is what is left.
-        renamed = unknown and len(names) == len(own)
-        return run_live(model, x, capture, dict(zip(names, own.values(), strict=True)) if renamed else own)
-
-    return run
+    # Names that Keras makes anew at loading: the order is what is left.
+    renamed = any(name not in own for name in names) and len(names) == len(own)
+    return model, dict(zip(names, own.values(), strict=True)) if renamed else own
 
 
 def run_live(
@@ -70,12 +83,12 @@ def run_live(
         some = ", ".join(map(repr, list(known)[:10])) + (", ..." if len(known) > 10 else "")
         raise UnknownLayer(f"the model in Keras has no batch normalization {unknown[0]!r}; it has {some or 'none'}")
     captured: Capture = {name: [] for name in capture}
-    inputs = _inputs(model, x)
+    inputs = given_inputs(model, x)
     with contextlib.ExitStack() as stack:
         for name in captured:
             stack.enter_context(_recorded(name, known[name], captured[name]))
         outputs = model(inputs, training=False)
-    return _arrays(outputs), captured
+    return arrays(outputs), captured
 
 
 def live_layers(model: Any) -> list[tuple[str, Any]]:
@@ -215,7 +228,14 @@ def _recorded(name: str, layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any
             object.__setattr__(layer, "call", own)
 
 
-def _inputs(model: Any, x: Any) -> Any:
+def given_inputs(model: Any, x: Any) -> Any:
+    """The model's input as it takes it, of the right names and shapes.
+
+    Raises
+    ------
+    ArgumentError
+        Another name or shape; the message says what is wanted.
+    """
     wanted: Any = getattr(model, "input_shape", None) if getattr(model, "inputs", None) else None
     if isinstance(x, dict):
         given = {str(key): np.asarray(value) for key, value in cast("dict[Any, Any]", x).items()}
@@ -250,11 +270,12 @@ def _check_shape(array: NDArray[Any], shape: Any, what: str = "its input") -> No
         raise ArgumentError(f"the model wants {what} of shape ({shown}), batch first; got {array.shape}")
 
 
-def _arrays(outputs: Any) -> Any:
+def arrays(outputs: Any) -> Any:
+    """Outputs as arrays, in their structure."""
     if isinstance(outputs, dict):
-        return {key: _arrays(value) for key, value in cast("dict[Any, Any]", outputs).items()}
+        return {key: arrays(value) for key, value in cast("dict[Any, Any]", outputs).items()}
     if isinstance(outputs, (list, tuple)):
-        return [_arrays(value) for value in cast("list[Any]", outputs)]
+        return [arrays(value) for value in cast("list[Any]", outputs)]
     return array_of(outputs)
 
 

@@ -20,7 +20,7 @@ from batchnorm.errors import ArgumentError, BatchnormError, require
 from .session import printable, require_layers
 from .torch_state import array_of, same_numbers, same_random_state, tensor_of
 
-__all__ = ["is_live", "run_module", "unchanged"]
+__all__ = ["PURPOSE", "arguments", "arrays", "called", "is_live", "run_module", "unchanged"]
 
 PURPOSE = "Running a PyTorch model"
 
@@ -64,15 +64,15 @@ def run_module(
     torch: Any = require("torch", "torch", PURPOSE)
     known = dict(model.named_modules()) if layers is None else dict(layers)
     require_layers(capture, list(known), "PyTorch")
-    positional, named = _arguments(torch, model, x)
+    positional, named = arguments(torch, model, x)
     captured: Capture = {name: [] for name in capture}
     with unchanged(model), torch.no_grad(), contextlib.ExitStack() as stack:
         for module in model.modules():
             module.training = False  # not eval(), which a class may have made its own
         for name in captured:
             stack.enter_context(_recorded(known[name], captured[name]))
-        outputs = _called(model, positional, named)
-    return _arrays(torch, outputs), captured
+        outputs = called(model, positional, named)
+    return arrays(torch, outputs), captured
 
 
 @contextlib.contextmanager
@@ -90,7 +90,14 @@ def unchanged(model: Any) -> Generator[None]:
                 module.training = training
 
 
-def _called(model: Any, positional: list[Any], named: dict[str, Any]) -> Any:
+def called(model: Any, positional: list[Any], named: dict[str, Any]) -> Any:
+    """The module's outputs.
+
+    Raises
+    ------
+    ArgumentError
+        ``forward`` refuses the input; its own words are in the message.
+    """
     try:
         return model(*positional, **named)
     except BatchnormError:
@@ -111,7 +118,8 @@ def _signature(model: Any) -> str:
         return ""
 
 
-def _arguments(torch: Any, model: Any, x: Any) -> tuple[list[Any], dict[str, Any]]:
+def arguments(torch: Any, model: Any, x: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of ``forward`` by position and by name, as tensors; see `run_module`."""
     tensor = _converter(torch, model)
     if isinstance(x, dict):
         given = {str(key): tensor(value) for key, value in cast("dict[Any, Any]", x).items()}
@@ -176,11 +184,12 @@ def _recorded(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Gen
             handle.remove()
 
 
-def _arrays(torch: Any, outputs: Any) -> Any:
+def arrays(torch: Any, outputs: Any) -> Any:
+    """Outputs as arrays, in their structure."""
     if isinstance(outputs, torch.Tensor):
         return array_of(outputs)
     if isinstance(outputs, dict):
-        return {key: _arrays(torch, value) for key, value in cast("dict[Any, Any]", outputs).items()}
+        return {key: arrays(torch, value) for key, value in cast("dict[Any, Any]", outputs).items()}
     if isinstance(outputs, (list, tuple)):
-        return [_arrays(torch, value) for value in cast("Sequence[Any]", outputs)]
+        return [arrays(torch, value) for value in cast("Sequence[Any]", outputs)]
     return outputs

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from batchnorm.errors import BatchnormError
 
 from .modelfile import quoted, unreadable
 
-__all__ = ["SIGNATURE", "Dataset", "Group", "Hdf5File"]
+__all__ = ["SIGNATURE", "Dataset", "Group", "Hdf5File", "Place"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -33,6 +33,7 @@ MOST_DEPTH = 64
 EXTERNAL_FILES_MESSAGE = 7
 HEAP_HEADER = 32
 SYMBOL_TABLE_ENTRY = 40
+CONTIGUOUS = 1
 
 
 class BoundedReader(io.RawIOBase):
@@ -137,6 +138,13 @@ class Hdf5File:
             ) from None
 
 
+class Place(NamedTuple):
+    """Where an array begins in a file, and its type there as NumPy spells it."""
+
+    start: int
+    dtype: str
+
+
 class Group:
     """A folder inside an HDF5 file."""
 
@@ -239,6 +247,16 @@ class Dataset:
             if self._attribute("dtype") == "bfloat16":
                 return _bfloat16(array)
             return array.astype(array.dtype.newbyteorder("="), copy=True)
+
+    def place(self) -> Place | None:
+        """Where the array lies in the file as it is, and the type it has there; None where it is chunked or packed."""
+        with self._file.guard(self.where):
+            identity: Any = self._dataset.id
+            if identity.layout_class != CONTIGUOUS:
+                return None
+            start, dtype = int(identity.data_offset), np.dtype(self._dataset.dtype)
+            length = math.prod(self.shape) * dtype.itemsize
+            return Place(start, dtype.str) if 0 < start <= self._file.size - length else None
 
     def _attribute(self, name: str) -> Any:
         return _decoded(self._dataset.attrs.get(name))

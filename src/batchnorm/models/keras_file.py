@@ -6,24 +6,27 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 from numpy.typing import NDArray
 
+from batchnorm.core.calibration import Bench
 from batchnorm.core.record import LayerRecord
 
 from .archive import MOST_TEXT, Archive
 from .hdf5 import Hdf5File
+from .hdf5_writer import Hdf5Writer, Wheres
 from .keras_config import Config, Layer, read_layers
 from .keras_graph import lazy_graph
 from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
 from .keras_store import Store, Variables
 from .modelfile import ModelFile, Runner, quoted, unreadable
 
-__all__ = ["load_json", "major_version", "read_folder", "read_shards", "read_weights", "read_zip", "runner"]
+__all__ = ["bench", "load_json", "major_version", "read_folder", "read_shards", "read_weights", "read_zip", "runner"]
 
+Guess = tuple[LayerRecord, str | None, Wheres]
 CONFIG, METADATA, WEIGHTS, INDEX = "config.json", "metadata.json", "model.weights.h5", "model.weights.json"
 CUSTOM_NOTE = (
     "The config shows nothing of what {} holds (a custom class or subclassed model): its batch normalizations were "
@@ -128,22 +131,39 @@ def runner(path: str, records: Sequence[LayerRecord]) -> Runner:
     return lambda x, capture: loaded()(x, capture)
 
 
+def bench(path: str, records: Sequence[LayerRecord]) -> Callable[[], Bench]:
+    """What measures the statistics of a file's model in Keras, which is imported only then."""
+
+    def made() -> Bench:
+        from batchnorm.engines.keras import load_layers
+        from batchnorm.engines.keras_bench import ModelBench
+
+        model, layers = load_layers(path, tuple(record.name for record in records))
+        return ModelBench(model, [record for record in records if record.name in layers], layers)
+
+    return made
+
+
 def _whole_model(path: str, config: Config, store: Store, metadata: Config) -> ModelFile:
     old = (major_version(metadata.get("keras_version")) or 3) < 3
     layers, notes = _without_repeats(read_layers(config), store)
     steps, is_bound = store.iterations()
     records: list[LayerRecord] = []
+    places: list[Wheres] = []
     others: list[str] = []
     notes += [LOWER_BOUND_NOTE] if is_bound else []
     for layer in layers:
         if layer.is_norm:
-            records.append(counted(_known(path, layer, store, old=old), layer, steps, old=old))
+            record, where = _known(path, layer, store, old=old)
+            records.append(counted(record, layer, steps, old=old))
+            places.append(where)
             continue
         found = list(_hidden(path, layer, store, layers)) if layer.is_opaque else []
-        records += [record for record, _ in found]
+        records += [record for record, _, _ in found]
+        places += [where for _, _, where in found]
         if found:
             notes.append(CUSTOM_NOTE.format(quoted("/".join(layer.names)) if layer.names else "the model"))
-            notes += [note for _, note in found if note]
+            notes += [note for _, note, _ in found if note]
         elif layer.kind != "InputLayer":
             others += ["/".join(layer.names)] if layer.names else _names_of(store)
     named = numbered(records)
@@ -155,6 +175,8 @@ def _whole_model(path: str, config: Config, store: Store, metadata: Config) -> M
         notes=tuple(notes),
         runner=runner(path, named),
         lazy_graph=lazy_graph(config, functools.partial(_fetched, path)),
+        bench=bench(path, named),
+        writer=Hdf5Writer(path, named, places),
     )
 
 
@@ -202,7 +224,7 @@ def _unmarked(value: Any) -> Any:
     return value
 
 
-def _known(path: str, layer: Layer, store: Store, *, old: bool) -> LayerRecord:
+def _known(path: str, layer: Layer, store: Store, *, old: bool) -> tuple[LayerRecord, Wheres]:
     roles = roles_of(layer.config)
     name = quoted("/".join(layer.names))
     variables = store.variables(layer.storage, layer.names)
@@ -216,10 +238,13 @@ def _known(path: str, layer: Layer, store: Store, *, old: bool) -> LayerRecord:
             "file is damaged",
         )
     arrays = dict(zip(roles, variables.read(len(roles)), strict=True))
-    return norm_record(path, layer, arrays, ddof=ddof_of(layer.config.get("axis"), old=old))
+    record = norm_record(path, layer, arrays, ddof=ddof_of(layer.config.get("axis"), old=old))
+    # This package's layer keeps one more: how much of the initial value is left.
+    is_debiased = layer.config.get("statistics") == "debiased" and len(variables) > len(roles)
+    return record, variables.statistics(len(roles), 1 if is_debiased else 0)
 
 
-def _hidden(path: str, layer: Layer, store: Store, layers: list[Layer]) -> Iterator[tuple[LayerRecord, str | None]]:
+def _hidden(path: str, layer: Layer, store: Store, layers: list[Layer]) -> Iterator[Guess]:
     """Batch normalizations below a layer whose config does not show them, less those that another config shows."""
     shown = {other.storage for other in layers if other.is_norm}
     for variables in store.discover(layer.storage, layer.names):
@@ -227,35 +252,37 @@ def _hidden(path: str, layer: Layer, store: Store, layers: list[Layer]) -> Itera
             yield _guessed(path, variables)
 
 
-def _guessed(path: str, variables: Variables) -> tuple[LayerRecord, str | None]:
+def _guessed(path: str, variables: Variables) -> Guess:
     """A record from arrays alone; the number of arrays tells which there are, but for three."""
     count = {2: 2, 5: 2, 3: 3, 6: 3}.get(len(variables), 4)
     arrays = variables.read(count)
-    names = variables.names or ("batch_normalization",)
+    names, where = variables.names or ("batch_normalization",), variables.statistics(count)
     if count != 3:
-        return unknown_record(path, names, arrays, "BatchNormalization"), None
+        return unknown_record(path, names, arrays, "BatchNormalization"), None, where
     record = unknown_record(path, names, arrays[1:], "BatchNormalization")
     # Every gamma starts at 1 and every beta at 0; a trained vector lies nearer to where it started.
     values = arrays[0].astype(float)
     role = "gamma" if float(abs(values - 1).mean()) < float(abs(values).mean()) else "beta"
-    return record.replace(**{role: arrays[0]}), AMBIGUOUS_NOTE.format(quoted("/".join(names)), role)
+    return record.replace(**{role: arrays[0]}), AMBIGUOUS_NOTE.format(quoted("/".join(names)), role), where
 
 
 def _weights_only(path: str, kind: str, store: Store) -> ModelFile:
-    found: list[tuple[LayerRecord, str | None]] = []
+    found: list[Guess] = []
     others: list[str] = []
     for variables in store.discover():
         if variables.may_be_norm():
             found.append(_guessed(path, variables))
         elif len(variables):
             others.append("/".join(variables.names) or "the model itself")
-    notes = [WEIGHTS_NOTE, *(note for _, note in found if note)]
+    notes = [WEIGHTS_NOTE, *(note for _, note, _ in found if note)]
+    named = numbered(record for record, _, _ in found)
     return ModelFile(
         path=path,
         format=kind,
-        layers=numbered(record for record, _ in found),
+        layers=named,
         other_layers=tuple(others),
         notes=tuple(notes),
+        writer=Hdf5Writer(path, named, [where for _, _, where in found]),
     )
 
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from batchnorm.core.record import LayerRecord
 
 from .hdf5 import Dataset, Group, Hdf5File
+from .hdf5_writer import Hdf5Writer, Wheres
 from .keras_config import Layer, read_layers
-from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, load_json, major_version, runner
+from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, bench, load_json, major_version, runner
 from .keras_graph import lazy_graph
 from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
 from .modelfile import ModelFile, quoted, unreadable
@@ -46,6 +47,10 @@ class Arrays:
 
     prefix: str
     roles: dict[str, Dataset] = field(default_factory=dict[str, Dataset])
+
+    def statistics(self) -> Wheres:
+        """Where in the file the moving statistics lie."""
+        return [self.roles[role].where for role in ("moving_mean", "moving_variance")]
 
 
 def is_legacy(root: Group) -> bool:
@@ -77,6 +82,7 @@ def read_legacy(path: str, root: Group) -> ModelFile:
         for layer, found in zip(norms, held, strict=True)
     ]
     records += [_unknown(path, top, arrays) for top, arrays in hidden]
+    places = [found.statistics() for found in (*held, *(arrays for _, arrays in hidden))]
     named = numbered(records)
     others = ["/".join(layer.names) for layer in layers if not layer.is_norm and layer.kind != "InputLayer"]
     return ModelFile(
@@ -87,6 +93,8 @@ def read_legacy(path: str, root: Group) -> ModelFile:
         notes=tuple(CUSTOM_NOTE.format(quoted(top)) for top in dict.fromkeys(top for top, _ in hidden)),
         runner=runner(path, named),
         lazy_graph=lazy_graph(config, partial(_fetched, path)),
+        bench=bench(path, named),
+        writer=Hdf5Writer(path, named, places),
     )
 
 
@@ -191,19 +199,24 @@ def _arrays_of(path: str, group: Group) -> list[Arrays]:
 
 def _weights_only(path: str, weights: Group) -> ModelFile:
     records: list[LayerRecord] = []
+    places: list[Wheres] = []
     others: list[str] = []
     for top in _text_list(weights, "layer_names") or weights.names():
         group = weights.group((top,)) or weights.group(top)
         found = _arrays_of(path, group) if group is not None else []
-        records += [_unknown(path, top, arrays) for arrays in found if len(arrays.roles) >= 2]
+        whole = [arrays for arrays in found if len(arrays.roles) >= 2]
+        records += [_unknown(path, top, arrays) for arrays in whole]
+        places += [arrays.statistics() for arrays in whole]
         if group is not None and not found and _text_list(group, "weight_names"):
             others.append(top)
+    named = numbered(records)
     return ModelFile(
         path=path,
         format="hdf5 weights",
-        layers=numbered(records),
+        layers=named,
         other_layers=tuple(others),
         notes=(WEIGHTS_NOTE,),
+        writer=Hdf5Writer(path, named, places),
     )
 
 

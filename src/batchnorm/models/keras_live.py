@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from batchnorm.core.graph import Graph, LazyGraph, NoGraph
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.keras import array_of, live_layers, run_live
+from batchnorm.engines.keras_bench import ModelBench, commit
 from batchnorm.errors import ArgumentError
 
 from .keras_config import Layer, read_layers
@@ -52,6 +53,8 @@ def from_live(model: Any) -> ModelFile:
         other_layers=tuple(str(layer.name) for layer in getattr(model, "layers", ())) if not found else (),
         runner=partial(run_live, model),
         lazy_graph=LazyGraph(partial(_graph, model)),
+        bench=partial(ModelBench, model, records, dict(found)),
+        commit=partial(commit, dict(found)),
     )
 
 

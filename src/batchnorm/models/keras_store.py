@@ -40,6 +40,10 @@ class Variables:
         """The first ``count`` arrays."""
         return [self.entries[index].read() for index in sorted(self.entries)[:count]]
 
+    def statistics(self, count: int, more: int = 0) -> list[tuple[str, ...]]:
+        """Where in the file the moving statistics lie, the last two of the first ``count``, and ``more`` behind."""
+        return [self.entries[index].where for index in sorted(self.entries)[count - 2 : count + more]]
+
     def may_be_norm(self) -> bool:
         """Whether shapes and names are those of a batch normalization: two to four vectors of one length.
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.core.calibration import Bench
 from batchnorm.core.graph import Graph, LazyGraph
+from batchnorm.core.output import replacing
 from batchnorm.core.protocols import Capture
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import ModelFileError
+from batchnorm.errors import ModelFileError, Refused, UnknownLayer
 
-__all__ = ["ModelFile", "Runner", "unreadable"]
+__all__ = ["ModelFile", "Pairs", "Runner", "rounded", "unreadable"]
 
 Runner = Callable[[Any, Sequence[str]], tuple[Any, Capture]]
 """Takes an input and the names of layers to capture; returns the outputs and what went in and out of those layers."""
+Pairs = Mapping[str, tuple[Any, Any]]
+"""Layer name -> its new moving mean and variance, in float64."""
 
 QUOTED = 200
 PYTORCH = ("torch", "safetensors", "torchscript")
@@ -45,6 +54,14 @@ class ModelFile:
         Runs the model; None where the file holds weights and no graph.
     lazy_graph : LazyGraph or None
         Reads the graph; None where the format holds none, or no reader of it is known.
+    bench : callable, optional
+        Makes what measures and replaces the statistics while the model runs.
+    commit : callable, optional
+        Writes new statistics into a live object: all of them, or none.
+    writer : callable, optional
+        Writes a copy of the file with new statistics to a path; everything else in it stays as it is.
+    untouched : mapping of str to str
+        Layers whose statistics are not to be replaced, with the reason.
     """
 
     path: str
@@ -54,6 +71,11 @@ class ModelFile:
     notes: tuple[str, ...] = ()
     runner: Runner | None = field(default=None, repr=False, compare=False)
     lazy_graph: LazyGraph | None = field(default=None, repr=False, compare=False)
+    bench: Callable[[], Bench] | None = field(default=None, repr=False, compare=False)
+    commit: Callable[[Pairs], None] | None = field(default=None, repr=False, compare=False)
+    writer: Callable[[Path, Pairs], None] | None = field(default=None, repr=False, compare=False)
+    untouched: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
+    changed: Pairs = field(default_factory=dict[str, tuple[Any, Any]], repr=False, compare=False)
 
     @property
     def graph(self) -> Graph | None:
@@ -89,6 +111,73 @@ class ModelFile:
                 FROM_CODE if self.format in STATE_DICTS else "Save the whole model with model.save('model.keras')",
             )
         return self.runner(x, capture)
+
+    def with_statistics(self, statistics: Pairs) -> ModelFile:
+        """The model with other moving statistics, to be saved.
+
+        Parameters
+        ----------
+        statistics : mapping
+            Layer name -> its new moving mean and variance, as the format stores them; rounded to its type.
+
+        Raises
+        ------
+        UnknownLayer
+            No such layer.
+        """
+        records = {record.name: record for record in self.layers}
+        unknown = [name for name in statistics if name not in records]
+        if unknown:
+            raise UnknownLayer(f"{self.path}: no batch normalization {unknown[0]!r}")
+        layers = tuple(_with(record, statistics.get(record.name)) for record in self.layers)
+        return replace(self, layers=layers, changed={**self.changed, **statistics}, runner=None, bench=None)
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write a copy of the file with the statistics that `with_statistics` gave; nothing else in it changes.
+
+        Parameters
+        ----------
+        path : path
+            Another one than that of the file.
+        force : bool
+            Replace what is there.
+
+        Raises
+        ------
+        ArgumentError
+            It is the file itself; it exists; it cannot be written.
+        Refused
+            The format cannot be written, or not with these statistics.
+        """
+        if self.writer is None:
+            raise Refused(f"{self.path}: statistics cannot be written into a {self.format} model.")
+        with replacing(path, source=self.path, force=force) as temporary:
+            self.writer(temporary, self.changed)
+
+
+def rounded(record: LayerRecord, values: Any) -> NDArray[Any]:
+    """Statistics in the type that a layer stores, flat.
+
+    Raises
+    ------
+    Refused
+        A finite number is not finite in that type.
+    """
+    wide = np.asarray(values, np.float64).reshape(-1)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.dtype(record.dtype) if record.dtype != "bfloat16" else ml_dtypes.bfloat16)
+    if np.any(np.isfinite(wide) & ~np.isfinite(narrow.astype(np.float64))):
+        raise Refused(
+            f"{record.name}: a statistic of {np.max(np.abs(wide)):.3g} does not fit the file's {record.dtype}."
+        )
+    return narrow
+
+
+def _with(record: LayerRecord, pair: tuple[Any, Any] | None) -> LayerRecord:
+    if pair is None:
+        return record
+    mean, variance = (rounded(record, values) for values in pair)
+    return record.replace(moving_mean=mean, moving_variance=variance)
 
 
 def unreadable(path: str | os.PathLike[str], reason: str, way_out: str | None = None) -> ModelFileError:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.flax import run_module
+from batchnorm.engines.nnx_bench import NnxBench, commit
 
 from .keras_records import numbered
 from .modelfile import ModelFile
@@ -37,6 +38,7 @@ def from_live(model: Any) -> ModelFile:
     nnx: Any = sys.modules["flax.nnx"]
     records: list[LayerRecord] = []
     paths: list[tuple[Any, ...]] = []
+    modules: list[Any] = []
     others: list[str] = []
     notes: list[str] = []
     for path, module in sorted(nnx.iter_modules(model), key=lambda each: tuple(map(_natural, each[0]))):
@@ -48,8 +50,10 @@ def from_live(model: Any) -> ModelFile:
         else:
             records.append(_record(name or type(module).__name__, module, axis))
             paths.append(path)
+            modules.append(module)
     layers = numbered(records)
     known = {record.name: path for record, path in zip(layers, paths, strict=True)}
+    named = {record.name: module for record, module in zip(layers, modules, strict=True)}
     return ModelFile(
         path=type(model).__name__,
         format="flax",
@@ -57,6 +61,8 @@ def from_live(model: Any) -> ModelFile:
         other_layers=tuple(others),
         notes=tuple(notes),
         runner=partial(run_module, model, layers=known),
+        bench=partial(NnxBench, model, layers, named),
+        commit=partial(commit, named),
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from batchnorm.core.calibration import Bench
 from batchnorm.core.graph import LazyGraph
 from batchnorm.core.record import Averaging, LayerRecord, Mode
 from batchnorm.engines.torch import run_module
+from batchnorm.engines.torch_bench import ModuleBench, commit, frozen_by_hand
 from batchnorm.engines.torch_files import dtype_of, is_plain, load_into
 from batchnorm.engines.torch_state import array_of
 from batchnorm.errors import ArgumentError
@@ -23,6 +25,7 @@ from .torch_graph import graph_of
 __all__ = ["from_live", "is_live", "load_weights"]
 
 PREFIX_NAMES = 64
+BY_HAND = "frozen: in eval() inside a model in train()"
 
 
 def is_live(value: Any) -> bool:
@@ -64,7 +67,15 @@ def from_live(model: Any) -> ModelFile:
         other_layers=others,
         runner=partial(run_module, model, layers=known),
         lazy_graph=LazyGraph(partial(graph_of, model, names)),
+        bench=partial(_bench, model, layers, known),
+        commit=partial(commit, known),
+        untouched=dict.fromkeys(frozen_by_hand(model, known), BY_HAND),
     )
+
+
+def _bench(model: Any, records: Sequence[LayerRecord], modules: Mapping[str, Any]) -> Bench:
+    held = [record for record in records if record.moving_mean is not None and record.moving_variance is not None]
+    return ModuleBench(model, held, modules)
 
 
 def load_weights(model: Any, path: str) -> None:

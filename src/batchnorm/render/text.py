@@ -20,6 +20,7 @@ from .comparison import draw_diff
 from .findings import draw_check, draw_rule
 from .mending import draw_fold, draw_freeze
 from .pieces import Document, add_row, named, print_notes, print_table, printable, short, table
+from .recalibration import draw_recalibrate
 from .verification import draw_verify
 
 __all__ = ["WIDTH", "console", "draw", "printable", "render"]
@@ -282,6 +283,7 @@ _WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
 DRAWN: dict[str, Callable[[Document, Console, bool], None]] = {
     "list": draw_list,
     "diff": draw_diff,
+    "recalibrate": draw_recalibrate,
     "verify": draw_verify,
     "explain": draw_explain,
     "demo": draw_demo,

@@ -1,0 +1,105 @@
+"""One run over all the data in this process, alone or as one rank of a training job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+from batchnorm.analysis.recalibration import LEAST, Statistics, merged
+from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.calibration import Bench, Trace
+from batchnorm.errors import BatchnormError, Refused
+
+from .checkpoints import Checkpoint
+from .streams import Batch, Stream
+
+__all__ = ["Gather", "LocalRun", "Step", "alone", "measured"]
+
+Gather = Callable[[Any], list[Any]]
+"""What every rank of a job hands in, in the order of the ranks, on every rank."""
+Step = Callable[[int], None]
+"""Told the number of samples of each batch that is done."""
+Moments = dict[str, Accumulator]
+
+
+def alone(value: Any) -> list[Any]:
+    """The gathering of a process that is no job."""
+    return [value]
+
+
+def measured(bench: Bench, batch: Batch, layers: Collection[str], training: Collection[str]) -> Moments | None:
+    """Moments of one batch; None where training mode cannot normalise with it, as it has one element a channel."""
+    found = bench.measure(batch.inputs, layers, training)
+    if training and any(np.any(np.less(each.count, LEAST)) and np.any(each.count) for each in found.values()):
+        return None
+    return found
+
+
+class LocalRun:
+    """A `Pass` in this process."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        stream: Stream,
+        step: Step,
+        checkpoint: Checkpoint,
+        gather: Gather = alone,
+        training: Collection[str] = (),
+    ) -> None:
+        self._bench = bench
+        self._stream = stream
+        self._step = step
+        self._checkpoint = checkpoint
+        self._gather = gather
+        self._training = frozenset(training)
+        self.left_out = 0
+
+    def __call__(self, layers: Collection[str], number: int, round: int) -> Moments:
+        """See `Pass`."""
+        parts, failure = None, None
+        try:
+            parts = self._here(frozenset(layers), number, round)
+        except BatchnormError as error:
+            if self._gather is alone:
+                raise
+            failure = error
+        return merged(shared(self._gather, parts, failure))
+
+    def write(self, layer: str, new: Statistics) -> None:
+        """Let the model hold new statistics."""
+        self._bench.write(layer, new.mean, new.variance)
+
+    def trace(self) -> Trace:
+        """The data's way, as the first rank with data sees it."""
+        head = self._stream.head()
+        found = [each for each in self._gather(self._bench.trace(head[0].inputs) if head else None) if each is not None]
+        if not found:
+            raise Refused("recalibrate: no rank has any data.")
+        return found[0]
+
+    def _here(self, layers: frozenset[str], number: int, round: int) -> Moments:
+        found, start = self._checkpoint.partial(number, round)
+        for place, batch in enumerate(self._stream):
+            if place >= start:
+                new = measured(self._bench, batch, layers, self._training)
+                if new is None:
+                    self.left_out += batch.samples
+                else:
+                    found = merged([found, new])
+                self._checkpoint.saw(number, round, place + 1, found)
+            self._step(batch.samples)
+        return found
+
+
+def shared(gather: Gather, parts: Any, failure: BatchnormError | None) -> list[Any]:
+    """What every rank found; an error of one rank is an error of all, so that none waits for it for good."""
+    everywhere = gather((parts, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    for rank, (_, why) in enumerate(everywhere):
+        if why is not None:
+            raise Refused(f"recalibrate: rank {rank} of the job failed: {why}")
+    return [found for found, _ in everywhere]

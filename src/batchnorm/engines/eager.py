@@ -1,0 +1,184 @@
+"""What the benches of eager frameworks share: every call of a layer is seen before it is computed.
+
+Training mode is inference with the batch's own moments written into the layer just before it runs, so that whatever the
+layer does beside normalising (activation, residual, mixed precision) is its own code. What feeds what is found by
+writing NaN into one layer's statistics and looking where it arrives: NaN passes through every arithmetic there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.calibration import Trace
+from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ArgumentError
+
+__all__ = ["Call", "Eager", "Visit", "few"]
+
+TRACED = 2
+"""Samples of a batch that are enough to see what feeds what."""
+
+
+class Call(ABC):
+    """One call of a layer, seen before it is computed."""
+
+    name: str
+
+    @abstractmethod
+    def moments(self) -> Accumulator:
+        """Moments of its input, over what its mask counts."""
+
+    @abstractmethod
+    def total(self) -> float:
+        """The sum of its input: NaN where a NaN has arrived, and another number where anything has changed."""
+
+
+Visit = Callable[[Call], None]
+
+
+class Stopped(BaseException):
+    """Everything asked for was seen. No Exception, so that no framework takes it for an error of the model."""
+
+
+class Eager(ABC):
+    """A `Bench` of an eager framework; see there for the methods."""
+
+    def __init__(self, records: Sequence[LayerRecord]) -> None:
+        self.records = tuple(records)
+        self._once = False
+
+    @abstractmethod
+    def session(self) -> contextlib.AbstractContextManager[None]:
+        """See `Bench`."""
+
+    @abstractmethod
+    def write(self, layer: str, mean: Any, variance: Any) -> None:
+        """See `Bench`."""
+
+    @abstractmethod
+    def _run(self, batch: Any, visit: Visit) -> Any:
+        """Run the model in inference mode, showing each call of a layer before it is computed."""
+
+    @abstractmethod
+    def _kept(self, layer: str) -> Any:
+        """A copy of a layer's statistics, as they are stored."""
+
+    @abstractmethod
+    def _put_back(self, layer: str, kept: Any) -> None:
+        """Write such a copy back."""
+
+    @abstractmethod
+    def _arrays(self, outputs: Any) -> Any:
+        """Outputs as arrays."""
+
+    def measure(self, batch: Any, layers: Collection[str], training: Collection[str] = ()) -> dict[str, Accumulator]:
+        """See `Bench`."""
+        found: dict[str, Accumulator] = {}
+        last = len(set(layers)) if self._once else None
+
+        def visit(call: Call) -> None:
+            if call.name in layers:
+                moments = call.moments()
+                found[call.name] = found[call.name].merge(moments) if call.name in found else moments
+                self._as_in_training(call, moments, training)
+                if last is not None and len(found) == last:
+                    raise Stopped
+            elif call.name in training:
+                self._as_in_training(call, call.moments(), training)
+
+        with self._restored(training), contextlib.suppress(Stopped):
+            self._run(batch, visit)
+        return found
+
+    def outputs(self, batch: Any, training: Collection[str] = ()) -> Any:
+        """See `Bench`."""
+
+        def visit(call: Call) -> None:
+            if call.name in training:
+                self._as_in_training(call, call.moments(), training)
+
+        with self._restored(training):
+            return self._arrays(self._run(batch, visit))
+
+    def trace(self, batch: Any) -> Trace:
+        """See `Bench`."""
+        self._run(batch, lambda _: None)  # the first run compiles and allocates
+        start, reached, calls = time.perf_counter(), dict[str, float](), list[str]()
+
+        def visit(call: Call) -> None:
+            calls.append(call.name)
+            reached[call.name] = time.perf_counter() - start
+
+        self._run(batch, visit)
+        seconds = max(time.perf_counter() - start, 1e-9)
+        order = tuple(dict.fromkeys(calls))
+        self._once = len(order) == len(calls)
+        shares = {name: min(at / seconds, 1.0) for name, at in reached.items()}
+        return Trace(order, self._feeds(few(batch), order), shares, self._once, seconds)
+
+    def _feeds(self, batch: Any, order: tuple[str, ...]) -> dict[str, frozenset[str]]:
+        clean = self._totals(batch)
+        if clean is None or not all(np.isfinite(value) for values in clean.values() for value in values):
+            return _everything_after(order)
+        found: dict[str, frozenset[str]] = {}
+        for number, name in enumerate(order):
+            kept = self._kept(name)
+            try:
+                self.write(name, *[np.full(self._channels(name), np.nan)] * 2)
+                seen = self._totals(batch)
+            finally:
+                self._put_back(name, kept)
+            if seen is None:  # the model itself takes offence at NaN
+                found[name] = frozenset(order[number + 1 :])
+            else:
+                found[name] = frozenset(other for other in order if seen.get(other) != clean.get(other))
+        return found
+
+    def _totals(self, batch: Any) -> dict[str, list[float]] | None:
+        totals: dict[str, list[float]] = {}
+        try:
+            self._run(batch, lambda call: totals.setdefault(call.name, []).append(call.total()))
+        except Exception:
+            return None
+        return totals
+
+    def _as_in_training(self, call: Call, moments: Accumulator, training: Collection[str]) -> None:
+        if call.name in training and np.all(np.greater(moments.count, 0)):
+            self.write(call.name, moments.mean, moments.variance(0))
+
+    def _channels(self, layer: str) -> int:
+        return next(record.channels for record in self.records if record.name == layer)
+
+    @contextlib.contextmanager
+    def _restored(self, layers: Collection[str]) -> Generator[None]:
+        kept = {name: self._kept(name) for name in layers}
+        try:
+            yield
+        finally:
+            for name, before in kept.items():
+                self._put_back(name, before)
+
+
+def few(batch: Any) -> Any:
+    """The first samples of a batch: of each array in it."""
+    if isinstance(batch, dict):
+        return {key: few(value) for key, value in batch.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(batch, (list, tuple)):
+        return [few(value) for value in batch]  # pyright: ignore[reportUnknownVariableType]
+    return batch[:TRACED] if getattr(batch, "ndim", 0) else batch
+
+
+def _everything_after(order: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    return {name: frozenset(order[number + 1 :]) for number, name in enumerate(order)}
+
+
+def refuse_symbolic(name: str, error: Exception) -> ArgumentError:
+    """The error of a layer whose input has no values while it is called."""
+    return ArgumentError(f"recalibrate: {name} is called on a symbolic tensor ({type(error).__name__}), without values")
