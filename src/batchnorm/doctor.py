@@ -29,6 +29,7 @@ EXTRAS = {
     "torch": (("torch",), "reads .pt files, runs .pt2 and TorchScript; Keras on PyTorch; layers for PyTorch"),
     "litert": (("ai-edge-litert",), "runs .tflite files, which are read without it"),
     "fast": (("numba",), "compiled kernels for the CPU"),
+    "ray": (("ray",), "recalibration on several processes and machines"),
 }
 SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")}
 

@@ -23,7 +23,18 @@ from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, requir
 
 from .torch_state import tensor_of
 
-__all__ = ["dtype_of", "is_plain", "is_spread", "load_into", "load_script", "load_weights_only"]
+__all__ = [
+    "dtype_of",
+    "fill",
+    "is_plain",
+    "is_spread",
+    "load_into",
+    "load_places",
+    "load_script",
+    "load_weights_only",
+    "place_of",
+    "save_older",
+]
 
 OLDEST = (2, 10)
 MOST_SHOWN = 5
@@ -58,6 +69,39 @@ def load_weights_only(path: str, *, is_zip: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
         raise _refusal(path, error) from None
+
+
+def load_places(path: str) -> Any:
+    """As `load_weights_only` of the newer form, but its tensors know where they lie in the file, and hold no numbers."""
+    _torch("Writing PyTorch's files")
+    fake: Any = require("torch._subclasses.fake_tensor", "torch", "Writing PyTorch's files")
+    with fake.FakeTensorMode():
+        return load_weights_only(path, is_zip=False)
+
+
+def place_of(tensor: Any) -> int:
+    """The byte of the file at which a tensor of `load_places` begins.
+
+    Raises
+    ------
+    ModelFileError
+        Its numbers do not lie one behind the other.
+    """
+    start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if start is None or not tensor.is_contiguous():
+        raise ModelFileError("this checkpoint keeps a layer's statistics in pieces. Load it and save it again.")
+    return int(start) + int(tensor.storage_offset()) * int(tensor.element_size())
+
+
+def fill(tensor: Any, values: NDArray[Any]) -> None:
+    """Give a tensor other numbers, in place."""
+    tensor.copy_(tensor_of(values).reshape(tensor.shape))
+
+
+def save_older(value: Any, path: pathlib.Path) -> None:
+    """Write a checkpoint in the older form."""
+    torch = _torch("Writing PyTorch's files")
+    torch.save(value, path, _use_new_zipfile_serialization=False)
 
 
 def load_script(path: str) -> Any:

@@ -18,7 +18,7 @@ from batchnorm.errors import Refused
 
 from .hdf5 import Dataset, Group, Hdf5File
 from .modelfile import Pairs, rounded
-from .patching import Patch, copied, patched, rewritten_zip
+from .patching import Patch, copied, patched, patched_zip
 
 __all__ = ["Hdf5Writer", "Wheres"]
 
@@ -51,7 +51,7 @@ class Hdf5Writer:
         elif zipfile.is_zipfile(place):
             with zipfile.ZipFile(place) as archive, archive.open(WEIGHTS) as member:
                 patches = self._patches(io.BytesIO(member.read()), statistics)
-            rewritten_zip(place, target, {WEIGHTS: patches})
+            patched_zip(place, target, {WEIGHTS: patches})
         else:
             with place.open("rb") as stream:
                 patches = self._patches(stream, statistics)

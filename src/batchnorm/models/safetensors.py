@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +19,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .modelfile import ModelFile, quoted, unreadable
-from .state_dict import Tensor, natural, norms_among
+from batchnorm.core.record import LayerRecord
+
+from .modelfile import ModelFile, Pairs, quoted, rounded, unreadable
+from .patching import Patch, copied
+from .state_dict import Tensor, natural, norms_among, statistics_names
 
 __all__ = ["arrays_of_shards", "named_arrays", "read", "read_index"]
 
@@ -43,7 +47,22 @@ DTYPES: dict[str, np.dtype[Any]] = {
 def read(path: str) -> ModelFile:
     """The batch normalizations of a ``.safetensors`` file."""
     tensors, metadata = _tensors(Path(path), path)
-    return _model(path, tensors, metadata)
+    found = _model(path, tensors, metadata)
+    return replace(found, writer=partial(_write, path, found.layers))
+
+
+def _write(path: str, records: Sequence[LayerRecord], target: Path, statistics: Pairs) -> None:
+    """A copy of a file with new statistics; see `ModelFile.writer`."""
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = _json(stream.read(length), path, "the header")
+    header.pop("__metadata__", None)
+    names = statistics_names(header)
+    patches: list[Patch] = []
+    for record in records:
+        for name, values in zip(names[record.name], statistics.get(record.name, ()), strict=False):
+            patches.append((8 + length + header[name]["data_offsets"][0], rounded(record, values).tobytes()))
+    copied(path, target, patches)
 
 
 def read_index(path: str) -> ModelFile:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -16,7 +16,7 @@ from .hints import epsilon_hint
 from .keras_records import numbered
 from .modelfile import quoted
 
-__all__ = ["COUNTER", "MOST_UPDATES", "Found", "Tensor", "natural", "norms_among"]
+__all__ = ["COUNTER", "MOST_UPDATES", "Found", "Tensor", "natural", "norms_among", "statistics_names"]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = ("int64", "int32", "uint64", "uint32", "int16", "uint16", "int8", "uint8")
@@ -28,6 +28,8 @@ NO_COUNTER = (
     "{} of {} batch normalizations have no num_batches_tracked: a FrozenBatchNorm, another framework's, or saved "
     "before PyTorch 0.4.1; whether they are frozen cannot be told"
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,19 @@ def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], ...]:
     )
 
 
-def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def statistics_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Layer -> the names of its moving mean and variance, as the file writes them; see `norms_among`."""
+    found: dict[str, tuple[str, str]] = {}
+    for prefix, roles in _grouped({name: name for name in names}).items():
+        for convention in CONVENTIONS:
+            if convention.mean in roles and convention.variance in roles and prefix not in found:
+                found[prefix] = (roles[convention.mean], roles[convention.variance])
+    return found
+
+
+def _grouped(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
     """Prefix -> role -> array. Flax keeps statistics and parameters in two trees of the same paths."""
-    groups: dict[str, dict[str, Tensor]] = {}
+    groups: dict[str, dict[str, T]] = {}
     for name, tensor in tensors.items():
         plain = re.sub(r"(:0|[./]value)$", "", name)
         cut = max(plain.rfind("."), plain.rfind("/"))

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import bisect
+import pathlib
 import types
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+from numpy.typing import NDArray
+
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.session import Lazy
-from batchnorm.engines.torch_files import dtype_of, is_plain, is_spread, load_script, load_weights_only
+from batchnorm.engines.torch_files import (
+    dtype_of,
+    fill,
+    is_plain,
+    is_spread,
+    load_places,
+    load_script,
+    load_weights_only,
+    place_of,
+    save_older,
+)
 from batchnorm.engines.torch_script import open_script
 from batchnorm.engines.torch_state import array_of
 
 from .archive import Archive
 from .keras_records import numbered
-from .modelfile import ModelFile, quoted, unreadable
-from .state_dict import Found, Tensor, norms_among
+from .modelfile import ModelFile, Pairs, quoted, rounded, unreadable
+from .patching import Patch, data_start, patched_zip
+from .state_dict import Found, Tensor, norms_among, statistics_names
 from .torch_script import settings_of
 
 __all__ = ["arrays_of_pickle", "arrays_of_zip", "read_pickle", "read_script", "read_zip", "state_dicts"]
@@ -31,6 +47,8 @@ PREFERRED = ("state_dict", "model_state_dict", "model", "module", "net", "networ
 COPIES_NOTE = "The file holds the same layers in {}; those of {} are read"
 SCRIPT_NOTE = "Settings are those of the TorchScript graph"
 Path = tuple[str, ...]
+Place = tuple[Path, str]
+"""The keys on the way to a state dict, and a layer's name in it."""
 
 
 def read_zip(path: str) -> ModelFile:
@@ -115,9 +133,47 @@ def _checkpoint(path: str, value: Any) -> ModelFile:
     records = [_placed(record, place if several else ()) for place, each in networks for record in each.layers]
     notes += [note for _, each in networks for note in each.notes]
     others = tuple(name for _, each in (networks or found) for name in each.other_layers)
+    named = numbered(records)
+    places = [(place, each.name) for place, found in networks for each in found.layers]
     return ModelFile(
-        path=path, format="torch", layers=numbered(records), other_layers=others, notes=tuple(dict.fromkeys(notes))
+        path=path,
+        format="torch",
+        layers=named,
+        other_layers=others,
+        notes=tuple(dict.fromkeys(notes)),
+        writer=partial(_write, path, named, places),
     )
+
+
+def _write(path: str, records: Sequence[LayerRecord], places: list[Place], target: pathlib.Path, new: Pairs) -> None:
+    """A copy of a checkpoint with new statistics; see `ModelFile.writer`."""
+    if not zipfile.is_zipfile(path):
+        value = load_weights_only(path, is_zip=False)
+        for tensor, data in _targets(value, records, places, new):
+            fill(tensor, data)
+        save_older(value, target)
+        return
+    members: dict[str, list[Patch]] = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as stream:
+        starts = sorted((data_start(stream, info), info.filename) for info in archive.infolist())
+    for tensor, data in _targets(load_places(path), records, places, new):
+        at = place_of(tensor)
+        start, member = starts[bisect.bisect(starts, (at, chr(0x10FFFF))) - 1]
+        members.setdefault(member, []).append((at - start, data.tobytes()))
+    patched_zip(path, target, members)
+
+
+def _targets(
+    value: Any, records: Sequence[LayerRecord], places: list[Place], new: Pairs
+) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """The tensors that get new numbers, with the numbers."""
+    containers = dict(_containers(value, (), set()))
+    for record, (place, prefix) in zip(records, places, strict=True):
+        if record.name in new:
+            container = containers[place]
+            names = statistics_names(name for name in container if isinstance(name, str))[prefix]
+            for name, values in zip(names, new[record.name], strict=True):
+                yield container[name], rounded(record, values)
 
 
 def _containers(value: Any, place: Path, seen: set[int]) -> Iterator[tuple[Path, Mapping[Any, Any]]]:
