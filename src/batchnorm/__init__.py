@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from batchnorm.api.rulebook import rules
     from batchnorm.api.verifying import verify
     from batchnorm.core.accumulator import Accumulator, merge_moments
-    from batchnorm.core.ops import batch_norm, batch_norm_grad, moments, normalize
     from batchnorm.errors import (
         ArgumentError,
         BatchnormError,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
         Refused,
         UnknownLayer,
     )
+    from batchnorm.kernels.on_arrays import batch_norm, batch_norm_grad, moments, normalize
     from batchnorm.layers.fitting import SGD
     from batchnorm.layers.numpy import BatchNormalization
 
@@ -78,7 +78,6 @@ HOMES = {
     "api.rulebook": ("rules",),
     "api.verifying": ("verify",),
     "core.accumulator": ("Accumulator", "merge_moments"),
-    "core.ops": ("batch_norm", "batch_norm_grad", "moments", "normalize"),
     "errors": (
         "ArgumentError",
         "BatchnormError",
@@ -88,6 +87,7 @@ HOMES = {
         "Refused",
         "UnknownLayer",
     ),
+    "kernels.on_arrays": ("batch_norm", "batch_norm_grad", "moments", "normalize"),
     "layers.fitting": ("SGD",),
     "layers.numpy": ("BatchNormalization",),
 }

@@ -12,7 +12,7 @@ from batchnorm.errors import ArgumentError
 
 from .plan import Plan, mask_shape, plan
 
-__all__ = ["QUIET", "as_axis", "as_float", "parameter", "prepare", "result_dtype"]
+__all__ = ["QUIET", "as_axis", "as_float", "full_mask", "parameter", "prepare", "result_dtype"]
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...]
@@ -79,7 +79,7 @@ def prepare(x: ArrayLike, axis: Axis, mask: ArrayLike | None, who: str) -> tuple
     array = as_float(x, who)
     how = plan(array.shape, as_axis(axis, who), who)
     wide = array.astype(np.promote_types(np.float64, array.dtype) if array.dtype.kind == "f" else np.float64)
-    return wide, how, None if mask is None else _full_mask(mask, array.shape, how, who)
+    return wide, how, None if mask is None else full_mask(mask, array.shape, how, who)
 
 
 def parameter(how: Plan, who: str, name: str, value: ArrayLike) -> Array:
@@ -98,7 +98,16 @@ def parameter(how: Plan, who: str, name: str, value: ArrayLike) -> Array:
     return array.reshape(how.broadcast_shape)
 
 
-def _full_mask(mask: ArrayLike, shape: tuple[int, ...], how: Plan, who: str) -> Array:
+def full_mask(mask: ArrayLike, shape: tuple[int, ...], how: Plan, who: str) -> Array:
+    """A mask at the rank of the input, full on the reduced axes and of length 1 on the kept ones.
+
+    Raises
+    ------
+    ArgumentError
+        It does not broadcast.
+    TypeError
+        It is not boolean.
+    """
     given = np.asarray(mask)
     if given.dtype != np.bool_:
         raise TypeError(f"{who}: mask must be boolean, True where an element counts; got dtype {given.dtype}.")

@@ -17,7 +17,7 @@ from . import equations
 from .arrays import QUIET, as_float, parameter, prepare, result_dtype
 from .plan import Plan
 
-__all__ = ["Gradients", "Moments", "as_float", "batch_norm", "batch_norm_grad", "moments", "normalize"]
+__all__ = ["Gradients", "Moments", "as_float", "batch_norm", "batch_norm_grad", "check_epsilon", "moments", "normalize"]
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...]
@@ -129,7 +129,7 @@ def normalize(
     array([0.795191, 4.174858])
     """
     wide, how, _ = prepare(x, axis, None, "normalize")
-    _check_epsilon(epsilon, "normalize")
+    check_epsilon(epsilon, "normalize")
     m, v, g, b = _parameters(how, "normalize", mean=mean, variance=variance, gamma=gamma, beta=beta)
     return equations.normalized(np, wide, m, v, g, b, epsilon).astype(result_dtype(x))
 
@@ -174,7 +174,7 @@ def batch_norm(
     array([-0.99988,  0.99988])
     """
     wide, how, counted = prepare(x, axis, mask, "batch_norm")
-    _check_epsilon(epsilon, "batch_norm")
+    check_epsilon(epsilon, "batch_norm")
     g, b = _parameters(how, "batch_norm", gamma=gamma, beta=beta)
     batch = _batch_moments(wide, how, counted, "batch_norm")
     x_hat = equations.standardize(wide, batch.high, batch.low, equations.inv_std(np, batch.variance, epsilon))
@@ -224,7 +224,7 @@ def batch_norm_grad(
     array([1.])
     """
     wide, how, counted = prepare(x, axis, mask, "batch_norm_grad")
-    _check_epsilon(epsilon, "batch_norm_grad")
+    check_epsilon(epsilon, "batch_norm_grad")
     upstream = as_float(grad, "batch_norm_grad").astype(np.float64)
     if upstream.shape != wide.shape:
         raise ArgumentError(f"batch_norm_grad: grad must have the shape of x, {wide.shape}; got {upstream.shape}.")
@@ -255,6 +255,7 @@ def _parameters(how: Plan, who: str, **given: ArrayLike | None) -> list[Any]:
     return [None if value is None else parameter(how, who, name, value) for name, value in given.items()]
 
 
-def _check_epsilon(epsilon: float, who: str) -> None:
+def check_epsilon(epsilon: float, who: str) -> None:
+    """Refuse an epsilon under 0, or NaN."""
     if not epsilon >= 0:
         raise ArgumentError(f"{who}: epsilon must be at least 0; got {epsilon}.")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import block as at
-from .dispatch import DTYPES, Job, View, job
+from .dispatch import DTYPES, Job, Operation, View, job, wide_dtype
 from .layout import arrange
 
 __all__ = [
@@ -27,9 +27,11 @@ __all__ = [
     "fits",
     "forward",
     "inference",
+    "moments",
     "set_threads",
     "threads",
     "view_of",
+    "wide_dtype",
 ]
 
 
@@ -74,7 +76,9 @@ def view_of(array: NDArray[Any]) -> View:
     Its strides must be whole elements and its byte order the machine's: what `np.ascontiguousarray` gives of any other.
     """
     size = array.itemsize
-    return View(array.ctypes.data, array.shape, tuple([step // size for step in array.strides]), array.dtype.name)
+    return View(
+        array.ctypes.data, array.shape, tuple([step // size for step in array.strides]), array.dtype.name, array
+    )
 
 
 def fits(x: View, *others: View, axis: int, mask: bool = False) -> bool:
@@ -132,6 +136,18 @@ def forward(
         if moving is not None:
             _follow(block, moving, count)
         _run(one, block, operands)
+    del flags
+    return count
+
+
+def moments(x: View, mean: View, variance: View, *, axis: int, mask: NDArray[np.bool_] | None = None) -> int:
+    """The statistics of `forward` alone: ``mean`` and ``variance`` are written; returns the counted elements."""
+    one = _job("moments", (x,), (at.X,), axis, "identity", mask is not None)
+    block = one.template.copy()
+    flags, count = _count(one, block, mask)
+    if count:
+        _statistics(block, mean, variance, None, None, 1.0)
+        _run(one, block, (x,))
     del flags
     return count
 
@@ -221,7 +237,7 @@ def _operands(x: View, out: View, residual: View | None) -> tuple[tuple[View, ..
 
 
 def _job(
-    operation: Literal["training", "inference", "backward"],
+    operation: Operation,
     operands: tuple[View, ...],
     slots: tuple[int, ...],
     axis: int,
@@ -229,7 +245,7 @@ def _job(
     mask: bool,
 ) -> Job:
     x, strides = operands[0], tuple([one.strides for one in operands])
-    aligned = operands[1].address % 64 == 0
+    aligned = len(operands) > 1 and operands[1].address % 64 == 0
     return job(operation, x.shape, strides, axis, x.dtype, activation, slots, mask, aligned, threads())
 
 

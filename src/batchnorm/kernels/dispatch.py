@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from . import block as at
 from .layout import Layout, arrange
 
-__all__ = ["DTYPES", "Job", "View", "job", "wide_dtype"]
+__all__ = ["DTYPES", "Job", "Operation", "View", "job", "wide_dtype"]
 
 DTYPES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 SERIAL = 128 * 1024
@@ -42,18 +42,20 @@ TOGETHER = 64
 LINE = 64
 """Bytes of a cache line: what is written past the caches is written in whole lines."""
 LANES = 16
+Operation = Literal["training", "inference", "backward", "moments"]
 
 
 class View(NamedTuple):
     """A tensor where it lies: address, shape, strides in elements, and the name of its element type.
 
-    What any array library can say of its tensors; whoever passes one keeps the memory alive until the call returns.
+    What any array library can say of its tensors. ``owner`` keeps the memory alive as long as the view is.
     """
 
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
+    owner: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def wide_dtype(dtype: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def job(
-    operation: Literal["training", "inference", "backward"],
+    operation: Operation,
     shape: tuple[int, ...],
     strides: tuple[tuple[int, ...], ...],
     axis: int,
@@ -108,7 +110,7 @@ def job(
 
     Parameters
     ----------
-    operation : {"training", "inference", "backward"}
+    operation : {"training", "inference", "backward", "moments"}
         What to compute.
     shape, strides, axis
         As in `arrange`; the strides of x first, then in the order of ``operands``.
@@ -128,14 +130,14 @@ def job(
     size, wide = DTYPES[dtype], DTYPES[wide_dtype(dtype)]
     nbytes = size * layout.channels * layout.count
     parts = 1 if nbytes < SERIAL else threads
-    stream = nbytes >= PAST_CACHES and _whole_lines(layout, size, aligned)
+    stream = operation != "moments" and nbytes >= PAST_CACHES and _whole_lines(layout, size, aligned)
     direction = "backward" if operation == "backward" else "forward"
     name, residual = f"{direction} {layout.kind}", at.RESIDUAL in operands
     apply = launch.leaf(f"{name} apply", dtype, activation, residual, mask and direction == "backward", stream)
     add = 0
     if direction == "backward":
         add = launch.leaf(f"{name} add", dtype, activation, residual, mask, False)
-    elif operation == "training":
+    elif operation != "inference":
         add = launch.leaf(f"{name} add", dtype, "identity", False, mask, False)
     pitch, columns = _round(layout.channels), _round(layout.length)
     together = max(1, min(TOGETHER, RUN // layout.length))
@@ -207,6 +209,8 @@ def _phases_first(operation: str, layout: Layout, parts: int) -> tuple[tuple[int
     if operation == "inference":
         few = layout.planes * layout.channels < 8 * parts
         return (at.PREPARING, 1), (at.APPLYING if few else at.PLANES, parts)
+    if operation == "moments":
+        return (at.SUMMING, parts), (at.SETTLING, parts)
     if layout.channels < FEW:
         return (at.SUMMING, parts), (at.SETTLING, parts), (at.APPLYING, parts)
     return ((at.WHOLE, parts),)
@@ -216,6 +220,8 @@ def _phases_last(operation: str, layout: Layout, parts: int) -> tuple[tuple[int,
     settling = parts if layout.length == layout.channels else 1  # else one column belongs to several threads' channels
     if operation == "inference":
         return (at.PREPARING, 1), (at.APPLYING, parts)
+    if operation == "moments":
+        return (at.BEGINNING, 1), (at.SUMMING, parts), (at.SETTLING, settling)
     if operation == "backward":
         return (at.BEGINNING, 1), (at.SUMMING, parts), (at.SETTLING, settling), (at.APPLYING, parts)
     return (at.BEGINNING, 1), (at.SUMMING, parts), (at.SETTLING, settling), (at.PREPARING, 1), (at.APPLYING, parts)

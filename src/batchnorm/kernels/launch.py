@@ -102,7 +102,8 @@ def _compiled(function: Any, signature: Any) -> int:
 
 KEPT: list[Any] = []
 """Compiled kernels: their code lives as long as they do."""
-_threads = int(numba.config.NUMBA_NUM_THREADS)
+_most = int(numba.config.NUMBA_NUM_THREADS)
+_threads = _most
 _used = False
 
 
@@ -114,7 +115,7 @@ def threads() -> int:
 def set_threads(count: int) -> int:
     """Use so many threads from now on, at most as many as Numba was started with; returns the number before."""
     global _threads
-    before, _threads = _threads, max(1, min(count, int(numba.config.NUMBA_NUM_THREADS)))
+    before, _threads = _threads, max(1, min(count, _most))
     return before
 
 
@@ -146,7 +147,11 @@ def _phase(function: int, phase: int, parts: int, block: np.ndarray, address: in
 
 
 def _after_fork() -> None:
+    global _most, _one_at_a_time
+    if not isinstance(_one_at_a_time, contextlib.nullcontext):
+        _one_at_a_time = threading.Lock()  # another thread may have held it
     if _used:
+        _most = 1
         set_threads(1)
 
 
