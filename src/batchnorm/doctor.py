@@ -28,7 +28,7 @@ EXTRAS = {
     "onnx": (("onnx", "onnxruntime"), "runs .onnx files, which are read without it; live onnx.ModelProto objects"),
     "torch": (("torch",), "reads .pt files, runs .pt2 and TorchScript; Keras on PyTorch; layers for PyTorch"),
     "litert": (("ai-edge-litert",), "runs .tflite files, which are read without it"),
-    "fast": (("numba",), "compiled kernels for the CPU"),
+    "fast": (("numba",), "compiled kernels for the CPU; without them NumPy computes, several times slower"),
     "ray": (("ray",), "recalibration on several processes and machines"),
 }
 SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly")}
