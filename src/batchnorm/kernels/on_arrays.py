@@ -6,6 +6,7 @@ The table of `dispatch` decides: small arrays in float64 in one call (`tiny`), l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +22,7 @@ from batchnorm.errors import ArgumentError
 from . import cpu
 from .operands import Target, checked_out, readable, vector
 
-__all__ = ["batch_norm", "batch_norm_grad", "moments", "normalize"]
+__all__ = ["Call", "batch_norm", "batch_norm_grad", "moments", "normalize"]
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...]
@@ -71,7 +72,7 @@ def moments(x: ArrayLike, axis: Axis = -1, *, mask: ArrayLike | None = None) -> 
     >>> moments([[1.0], [5.0]])
     Moments(count=2, mean=array([3.]), variance=array([4.]))
     """
-    fast = _Fast.of(x, axis, mask, "moments")
+    fast = Call.of(x, axis, mask, "moments")
     if fast is None:
         return ops.moments(x, axis, mask=mask)
     values = fast.x if cpu.fits(cpu.view_of(fast.x), axis=fast.axis, mask=fast.mask is not None) else fast.x.copy("C")
@@ -126,7 +127,7 @@ def normalize(
     >>> normalize([[1.0], [5.0]], [0.05885344], [0.91000736], [0.80644524], epsilon=1e-3).round(6).ravel()
     array([0.795191, 4.174858])
     """
-    fast = _Fast.of(x, axis, None, "normalize")
+    fast = Call.of(x, axis, None, "normalize")
     if fast is None or not np.all(np.less(np.abs(variance), HUGE)):
         target = checked_out(out, np.shape(x), result_dtype(x), "normalize")
         return _into(target, ops.normalize(x, mean, variance, gamma, beta, epsilon=epsilon, axis=axis))
@@ -181,7 +182,7 @@ def batch_norm(
         found = _tiny(x, gamma, beta, epsilon, axis)
         if found is not None:
             return found
-    fast = _Fast.of(x, axis, mask, "batch_norm")
+    fast = Call.of(x, axis, mask, "batch_norm")
     if fast is not None:
         target = fast.target(out, "batch_norm")
         views = fast.views(fast.parameters("batch_norm", epsilon, gamma=gamma, beta=beta))
@@ -244,7 +245,7 @@ def batch_norm_grad(
     >>> batch_norm_grad([[1.0], [0.0]], [[1.0], [5.0]], epsilon=1.0).beta
     array([1.])
     """
-    fast = _Fast.of(x, axis, mask, "batch_norm_grad")
+    fast = Call.of(x, axis, mask, "batch_norm_grad")
     if fast is not None:
         upstream = as_float(grad, "batch_norm_grad")
         if upstream.shape != fast.x.shape:
@@ -309,7 +310,7 @@ def _loaded() -> Any:
     return _train[0]
 
 
-class _Fast:
+class Call:
     """A call that the kernels take: its input, one channel axis, and its mask."""
 
     def __init__(self, x: Array, how: Plan, mask: Array | None) -> None:
@@ -318,7 +319,7 @@ class _Fast:
         self.mask = mask
 
     @classmethod
-    def of(cls, x: Any, axis: Any, mask: ArrayLike | None, who: str) -> _Fast | None:
+    def of(cls, x: Any, axis: Any, mask: ArrayLike | None, who: str) -> Call | None:
         """None where the call is for `core.ops`: which also says what is wrong with an argument."""
         if not isinstance(x, np.ndarray):
             return None
@@ -342,9 +343,9 @@ class _Fast:
         named = {name: value for name, value in given.items() if value is not None}
         return {name: parameter(self.how, who, name, value).reshape(-1) for name, value in named.items()}
 
-    def views(self, given: dict[str, Array]) -> dict[str, Any]:
-        """Of gamma and beta, in the type of the arithmetic."""
-        named = {name: one for name, one in given.items() if name in ("gamma", "beta")}
+    def views(self, given: Mapping[str, Array | None]) -> dict[str, Any]:
+        """Of gamma and beta, if they are there, in the type of the arithmetic."""
+        named = {name: one for name, one in given.items() if name in ("gamma", "beta") and one is not None}
         return {name: cpu.view_of(vector(one, self.dtype)) for name, one in named.items()}
 
     @staticmethod

@@ -14,8 +14,9 @@ from batchnorm.core.plan import Plan, plan
 from batchnorm.core.training import update
 from batchnorm.errors import ArgumentError, BatchnormError
 
-from . import fitting, passes
+from . import fitting, fused, passes
 from .fitting import SGD
+from .fused import FusedTape
 from .passes import Part, Tape
 from .weighted import Weighted
 
@@ -107,7 +108,7 @@ class BatchNormalization(Weighted):
     """
 
     gradients: ParameterGradients | None = None
-    _tapes: list[tuple[slice, Tape]] | None = None
+    _tapes: list[tuple[slice, Tape]] | FusedTape | None = None
     _output: tuple[tuple[int, ...], Any] = ((), None)
     _warned = False
 
@@ -135,10 +136,18 @@ class BatchNormalization(Weighted):
             Another number of channels than the layer was built for; a mask that does not broadcast.
         TypeError
             Complex or non-numeric input, a mask that is not boolean.
+
+        Notes
+        -----
+        Batches of 32768 elements and more are taken by the compiled kernels where Numba is installed (docs/NUMERICS.md
+        has their bounds); `backward` then reads ``x`` again, so it must not be changed before.
         """
-        y, self._tapes = self._run(x, bool(training) and self.trainable, mask)
+        learn = bool(training) and self.trainable
+        fast = self._run_fused(x, learn, mask)
+        y, self._tapes = self._run(x, learn, mask) if fast is None else fast
         self._output = (y.shape, y.dtype)
-        if not self._warned and any(tape.part.count == 1 for _, tape in self._tapes):
+        tapes = [self._tapes] if isinstance(self._tapes, FusedTape) else [tape for _, tape in self._tapes]
+        if not self._warned and any(tape.count == 1 for tape in tapes):
             self._warned = True
             warnings.warn(
                 f"{self.name}: training on one element per channel (input of shape {y.shape}): its variance is 0, so "
@@ -175,9 +184,14 @@ class BatchNormalization(Weighted):
         if self._tapes is None:
             raise BatchnormError(f"{self.name}: backward needs a forward pass first. Call the layer on a batch.")
         shape, dtype = self._output
-        upstream = as_float(grad, self.name).astype(np.float64)
+        upstream = as_float(grad, self.name)
         if upstream.shape != shape:
             raise ArgumentError(f"{self.name}: grad must have the shape of the output, {shape}; got {upstream.shape}.")
+        if isinstance(self._tapes, FusedTape):
+            dx, dbeta, dgamma = fused.backward(self._tapes, upstream)
+            self.gradients = ParameterGradients(dgamma if self.scale else None, dbeta if self.center else None)
+            return dx
+        upstream = upstream.astype(np.float64)
         dx = np.empty(shape, dtype)
         sums = np.zeros((2, *self._state["moving_mean"].shape))
         for rows, tape in self._tapes:
@@ -197,6 +211,26 @@ class BatchNormalization(Weighted):
                 y[rows], tape = self._pass(part, learn and part.count > 0)
                 tapes.append((rows, tape))
             return y, tapes
+
+    def _run_fused(self, x: ArrayLike, learn: bool, mask: ArrayLike | None) -> tuple[Array, FusedTape] | None:
+        """By the compiled kernels: large batches with one channel axis, taken as a whole."""
+        call = fused.call_of(x, self.axis, mask, self.rule, self.name)
+        if call is None:
+            return None
+        shape = call.x.shape
+        self._accept(shape, call.how)
+        if len(self._parts(shape, call.how, learn)) > 1:
+            return None
+        if not learn or (call.mask is not None and not call.mask.any()):
+            return fused.infer(call, self.rule, self._state, self.gamma, self.beta)
+        found = fused.train(call, self.rule, self.gamma, self.beta)
+        if found is None:
+            return None
+        y, tape, batch = found
+        if tape.count > 1:
+            with np.errstate(**QUIET):
+                self._learn(batch)
+        return y, tape
 
     def _pass(self, part: Part, learn: bool) -> tuple[Array, Tape]:
         shape = part.how.broadcast_shape
@@ -278,7 +312,8 @@ class BatchNormalization(Weighted):
 
     def predict(self, x: ArrayLike) -> Array:
         """Inference: as ``layer(x)``, but what `backward` needs of the last call stays."""
-        return self._run(x, learn=False, mask=None)[0]
+        fast = self._run_fused(x, learn=False, mask=None)
+        return self._run(x, learn=False, mask=None)[0] if fast is None else fast[0]
 
 
 def _part(values: Array, axis: int | tuple[int, ...], counted: Array | None, name: str) -> Part:

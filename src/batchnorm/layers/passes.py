@@ -48,6 +48,11 @@ class Tape:
     scale: Array
     part: Part
 
+    @property
+    def count(self) -> Any:
+        """Counted elements of each channel; 0 where the statistics did not come from the batch."""
+        return self.part.count
+
 
 def forward_inference(
     part: Part, rule: Rule, state: State, gamma: Array | None, beta: Array | None
