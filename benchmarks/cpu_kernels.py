@@ -1,9 +1,12 @@
 """The compiled kernels beside the roof, a streaming copy of the same bytes, in interleaved rounds of one process.
 
-    python benchmarks/cpu_kernels.py [--rounds 30] [--threads 2] [--layout first|last]
+    python benchmarks/cpu_kernels.py [--rounds 30] [--threads 2] [--layout first|last] [--dtype float32] [--torch]
 
 Prints, per shape, the median over the rounds of the time over the roof's in the same round: 1.00 is the roof, which
-reads the input once and writes the output once (the better of a plain and a non-temporal copy).
+reads the input once and writes the output once (the better of a plain and a non-temporal copy). ``--torch`` adds
+PyTorch's own kernels, into memory that is there already, in the same rounds.
+
+Every call is made twice and the second is timed: what one leaves in the caches would be another's advantage.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import statistics
 import time
 
+import ml_dtypes  # noqa: F401 - makes "bfloat16" a name NumPy knows
 import numpy as np
 from numba import njit, prange
 
@@ -50,11 +54,6 @@ def spread(function, parts, block):
         visit(function, block, part, parts, 0, 0, 0)
 
 
-def view(array):
-    """As the kernels take it."""
-    return cpu.View(array.ctypes.data, array.shape, tuple(s // array.itemsize for s in array.strides), array.dtype.name)
-
-
 def aligned(shape, dtype):
     """As the pool's arrays, at any size: the copy past the caches needs whole lines."""
     big = allocate((max(2 * BIG, int(np.prod(shape)) * dtype.itemsize),), np.dtype(np.uint8))
@@ -62,7 +61,8 @@ def aligned(shape, dtype):
 
 
 def timed(call):
-    """Seconds of one call."""
+    """Seconds of the second of two calls."""
+    call()
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -85,18 +85,52 @@ def calls(shape, layout, dtype="float32"):
     mean, variance = np.empty(channels), np.empty(channels)
     block = np.array([x.ctypes.data, y.ctypes.data, x.size] + [0] * 5, np.int64)
     copies = [launch.leaf("copy", dtype, "identity", False, False, past) for past in (False, True)]
-    views = [view(one) for one in (x, y, mean, variance)]
-    given = {"axis": axis, "epsilon": 1e-3, "gamma": view(gamma), "beta": view(beta)}
+    views = [cpu.view_of(one) for one in (x, y, mean, variance)]
+    given = {"axis": axis, "epsilon": 1e-3, "gamma": cpu.view_of(gamma), "beta": cpu.view_of(beta)}
+    sums = np.empty((2, channels))
+    back = [cpu.view_of(one) for one in (grad, x, dx, mean, variance, *sums)]
     keep = (x, y, grad, dx, r, gamma, beta, mean, variance, block)
     return keep, {
-        "copy, first": lambda: spread(copies[0], cpu.threads(), block.ctypes.data),
         "copy": lambda: spread(copies[0], cpu.threads(), block.ctypes.data),
         "forward": lambda: cpu.forward(*views, **given),
         "forward relu": lambda: cpu.forward(*views, **given, activation="relu"),
-        "forward add relu": lambda: cpu.forward(*views, **given, residual=view(r), activation="relu"),
+        "forward add relu": lambda: cpu.forward(*views, **given, residual=cpu.view_of(r), activation="relu"),
         "inference": lambda: cpu.inference(*views, **given),
-        # Last: it leaves the output in no cache.
+        "backward": lambda: cpu.backward(*back, **given),
+        "backward relu": lambda: cpu.backward(*back, **given, activation="relu"),
         "copy past caches": lambda: spread(copies[1], cpu.threads(), block.ctypes.data),
+    }
+
+
+def torch_calls(keep, layout):
+    """PyTorch's kernels on the same memory."""
+    import torch
+
+    torch.set_num_threads(cpu.threads())
+
+    def tensor(array):
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    x, y, grad, dx, _, gamma, beta = (tensor(one) for one in keep[:7])
+    if layout == "last":
+        x, y, grad, dx = (one.movedim(-1, 1) for one in (x, y, grad, dx))
+    channels = x.shape[1]
+    mean, inverse, moving_mean, moving_variance = torch.zeros(4, channels).unbind()
+    moving_variance += 1
+    dgamma, dbeta = torch.empty(2, channels).unbind()
+    forward = torch.ops.aten.native_batch_norm.out
+    backward = torch.ops.aten.native_batch_norm_backward.out
+    places = {"out0": dx, "out1": dgamma, "out2": dbeta}
+    saved = {"out": y, "save_mean": mean, "save_invstd": inverse}
+    return {
+        "torch forward": lambda: forward(x, gamma, beta, moving_mean, moving_variance, True, 0.1, 1e-3, **saved),
+        "torch inference": lambda: forward(x, gamma, beta, moving_mean, moving_variance, False, 0.1, 1e-3, **saved),
+        "torch eager": lambda: torch.nn.functional.batch_norm(x, moving_mean, moving_variance, gamma, beta, True),
+        "torch backward": lambda: backward(
+            grad, x, gamma, moving_mean, moving_variance, mean, inverse, True, 1e-3, [True] * 3, **places
+        ),
     }
 
 
@@ -107,10 +141,14 @@ def main():
     parser.add_argument("--threads", type=int, default=cpu.threads())
     parser.add_argument("--layout", choices=("first", "last"), default="first")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--shapes", type=int, nargs="*", default=range(len(SHAPES)))
     arguments = parser.parse_args()
     cpu.set_threads(arguments.threads)
-    for shape in SHAPES:
+    for shape in [SHAPES[i] for i in arguments.shapes]:
         keep, named = calls(shape, arguments.layout, arguments.dtype)
+        if arguments.torch:
+            named |= torch_calls(keep, arguments.layout)
         times = {name: [] for name in named}
         for number in range(arguments.rounds + 2):
             for name, call in named.items():

@@ -25,6 +25,7 @@ X, Y, RESIDUAL, GRAD, RESIDUAL_GRAD = 14, 18, 22, 26, 30
 """Each an address and three strides: outer, inner, channel. In the backward pass Y is the gradient of X."""
 MASK, FIRST_PLANE, FIRST_INDEX, COUNT = 34, 35, 36, 37
 GAMMA, BETA, MEAN, VARIANCE, GAMMA_GRAD, BETA_GRAD = range(38, 44)
+"""Addresses. The first four are written in one go, and so is the scratch memory."""
 MOVING_MEAN, MOVING_VARIANCE, MOVING_DOUBLE, SKIPPED, GUARD = range(44, 49)
 WORK, BY_COLUMN, SUMS, LANES_SUMS = 49, 50, 51, 52
 """Scratch: coefficients by channel and by column; sums in float64; sums in the arithmetic's type, by part."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import block as at
+from .address import address_of
 from .dispatch import DTYPES, Job, Operation, View, job, wide_dtype
 from .layout import arrange
 
@@ -33,6 +34,10 @@ __all__ = [
     "view_of",
     "wide_dtype",
 ]
+
+
+_NAMES = {np.dtype(name): name for name in ("float32", "float64", "float16")}
+_new: Any = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 class Moving(NamedTuple):
@@ -267,9 +272,12 @@ def _count(one: Job, block: NDArray[np.int64], mask: NDArray[np.bool_] | None) -
 def _statistics(
     block: NDArray[np.int64], mean: View, variance: View, gamma: View | None, beta: View | None, epsilon: float
 ) -> None:
-    block[at.MEAN], block[at.VARIANCE] = mean.address, variance.address
-    block[at.GAMMA] = 0 if gamma is None else gamma.address
-    block[at.BETA] = 0 if beta is None else beta.address
+    block[at.GAMMA : at.VARIANCE + 1] = (
+        0 if gamma is None else gamma[0],
+        0 if beta is None else beta[0],
+        mean[0],
+        variance[0],
+    )
     block.view(np.float64)[at.EPSILON] = epsilon
 
 
@@ -287,10 +295,9 @@ def _run(one: Job, block: NDArray[np.int64], operands: tuple[View, ...]) -> None
     from . import launch
 
     for slot, operand in zip(one.operands, operands, strict=True):
-        block[slot] = operand.address
+        block[slot] = operand[0]
     scratch = np.empty(one.scratch // 8 + 8, np.float64)
-    address = scratch.ctypes.data
-    block[at.WORK] = address
-    block[at.BY_COLUMN] += address
-    block[at.SUMS], block[at.LANES_SUMS] = address + one.work, address + one.work + one.sums
+    address = address_of(scratch)
+    sums = address + one.work
+    block[at.WORK : at.LANES_SUMS + 1] = address, address + one.by_column, sums, sums + one.sums
     launch.run(one.function, one.phases, block)

@@ -74,8 +74,8 @@ class Job:
         Address of the walk.
     phases : tuple of (phase, threads)
         What to run, in order.
-    work, sums, scratch : int
-        Bytes of memory for coefficients by channel, for sums, and for all of it.
+    by_column, work, sums, scratch : int
+        Where the coefficients by column begin; bytes of memory for all coefficients, for sums, and for everything.
     """
 
     layout: Layout
@@ -83,6 +83,7 @@ class Job:
     operands: tuple[int, ...]
     function: int
     phases: tuple[tuple[int, int], ...]
+    by_column: int
     work: int
     sums: int
     scratch: int
@@ -142,8 +143,9 @@ def job(
     pitch, columns = _round(layout.channels), _round(layout.length)
     together = max(1, min(TOGETHER, RUN // layout.length))
     if layout.kind == "first":
-        phases, places = _phases_first(operation, layout, parts), layout.channels * layout.units
-        work, sums, own = at.ROWS * pitch * wide, max(places, parts * together) * 2 * LANES * 8, 0
+        phases = _phases_first(operation, layout, parts)
+        places = parts * together if phases[0][0] == at.WHOLE else layout.channels * layout.units
+        work, sums, own = at.ROWS * pitch * wide, places * 2 * LANES * 8, 0
     else:
         phases = _phases_last(operation, layout, parts)
         work, sums, own = at.ROWS * pitch * wide, layout.units * 2 * columns * 8, parts * 2 * columns * 8
@@ -151,17 +153,8 @@ def job(
     template = _template(layout, operands, size, pitch, columns, together)
     template[at.ADD], template[at.APPLY], template[at.BACKWARD] = add, apply, direction == "backward"
     template[at.DOUBLE], template[at.ELEMENT] = wide == 8, at.ELEMENTS.index(dtype)
-    template[at.BY_COLUMN] = work if by_column else 0  # an offset until the memory is there
-    return Job(
-        layout,
-        template,
-        operands,
-        launch.walk(layout.kind),
-        phases,
-        work + by_column,
-        sums,
-        work + by_column + sums + own,
-    )
+    offset, work = work if by_column else 0, work + by_column
+    return Job(layout, template, operands, launch.walk(layout.kind), phases, offset, work, sums, work + sums + own)
 
 
 def _round(count: int) -> int:

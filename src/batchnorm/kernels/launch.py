@@ -30,6 +30,7 @@ from numba import cfunc, njit, prange, types
 
 from . import backward_first, backward_last, forward_first, forward_last, walk_first, walk_last
 from . import block as at
+from .address import address_of
 from .intrinsics import Spec, call
 
 __all__ = ["layer", "leaf", "run", "set_threads", "threads", "walk"]
@@ -126,7 +127,7 @@ def layer() -> str:
 
 def run(function: int, phases: tuple[tuple[int, int], ...], block: np.ndarray) -> None:
     """Run the phases of a kernel, each on so many threads; returns when the last is done."""
-    address = block.ctypes.data
+    address = address_of(block)
     with _one_at_a_time:
         for phase, parts in phases:
             _phase(function, phase, parts, block, address)

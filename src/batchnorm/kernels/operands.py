@@ -65,18 +65,20 @@ class Target:
 
     def __init__(self, out: Array | None, x: Array, axis: int, *read: Array, mask: bool = False) -> None:
         self.out = out
-        self.x = x if cpu.fits(view_of(x), axis=axis, mask=mask) else np.array(x, order="C")
+        self.x = x if read or out is not None or cpu.fits(view_of(x), axis=axis, mask=mask) else np.array(x, order="C")
         self.read = [_like(self.x, one) for one in read]
-        if out is None or not self._direct(out, axis, mask):
-            self.array = _allocated(self.x)
-            if not self._fits(self.array, axis, mask):
-                self.x = np.array(x, order="C")
-                self.read = [np.array(one, order="C") for one in read]
-                self.array = _allocated(self.x)
-        else:
+        if out is not None and self._direct(out, axis, mask):
             self.array = out
+            return
+        self.array = _allocated(self.x)
+        if not self._fits(self.array, axis, mask):
+            self.x = np.array(x, order="C")
+            self.read = [np.array(one, order="C") for one in read]
+            self.array = _allocated(self.x)
 
     def _fits(self, target: Array, axis: int, mask: bool) -> bool:
+        if target.strides == self.x.strides and target.flags.c_contiguous:
+            return True
         views = [view_of(one) for one in (self.x, target, *self.read)]
         return cpu.fits(*views, axis=axis, mask=mask)
 
@@ -117,6 +119,8 @@ def _like(x: Array, other: Array) -> Array:
 
 def _allocated(x: Array) -> Array:
     """New memory in the order of ``x``."""
+    if x.flags.c_contiguous:
+        return pool.allocate(x.shape, x.dtype)
     order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
     laid = pool.allocate([x.shape[i] for i in order], x.dtype)
     return laid.transpose(np.argsort(order)) if order != list(range(x.ndim)) else laid

@@ -34,8 +34,8 @@ __all__ = ["plane_at", "walk"]
 
 ROOM = 2 * 16
 """Numbers that a leaf adds to: two sums, by lane."""
-SAMPLES = 16
-"""Elements whose mean becomes the shift."""
+SAMPLES, EACH = 16, 128
+"""Elements whose mean becomes the shift: so many, and one of each so many."""
 
 
 @njit(error_model="numpy")
@@ -76,8 +76,9 @@ def _begin(block, channel):
     x, flags, planes, length = get_int(block, X), get_int(block, MASK), _planes(block), get_int(block, LENGTH)
     first = plane_at(block, X, get_int(block, at.FIRST_PLANE), channel) + get_int(block, at.FIRST_INDEX)
     total, count = get_element(block, x, first), 1
-    for k in range(1, SAMPLES):
-        plane, i = planes * k // SAMPLES, length * k // SAMPLES
+    samples = min(SAMPLES, planes * length // EACH)
+    for k in range(1, samples):
+        plane, i = planes * k // samples, length * k // samples
         if flags == 0 or get_byte(flags, plane * length + i) != 0:
             total += get_element(block, x, plane_at(block, X, plane, channel) + i)
             count += 1
