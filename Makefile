@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS := -c tests/constraints.txt
 
-.PHONY: help demo test check format bench docs models clean
+.PHONY: help demo test check format bench bench-cpu docs models clean
 
 help:
 	@echo "make demo     build $(VENV) with the light dependencies, answer the question, look at a real model"
@@ -13,6 +13,7 @@ help:
 	@echo "make check    ruff, pyright (strict) and the import rules"
 	@echo "make format   ruff format, and ruff's own fixes"
 	@echo "make bench    the figures: accuracy against its bounds, start-up against import keras, layers against theirs"
+	@echo "make bench-cpu  speed on the CPU beside torch, JAX, TensorFlow and onnxruntime, in two minutes (all: benchmarks/cpu.py)"
 	@echo "make docs     regenerate the tables that docs/ takes from the code"
 	@echo "make models   write the model files of examples/ anew, with Keras"
 
@@ -43,6 +44,9 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/step_flax.py
 	$(BIN)/python benchmarks/debiasing_flax.py
 	$(BIN)/python benchmarks/cpu_kernels.py
+
+bench-cpu: $(VENV)/.tests
+	$(BIN)/python benchmarks/cpu.py --short
 
 docs: $(VENV)/.tests
 	$(BIN)/python tests/analysis/test_golden.py
