@@ -29,11 +29,11 @@ def prepare(case, data):
     if case.operation == "inference":
         call = _quiet(lambda: infer(t.x, t.mean, t.variance, t.gamma, t.beta, EPSILON, residual, activation))
     elif case.operation == "forward":
-        call = _quiet(lambda: train(t.x, t.gamma, t.beta, How(EPSILON, activation), residual=residual)[0])
+        call = _quiet(lambda: train(t.x, t.gamma, t.beta, How(EPSILON, activation), residual=residual))
     else:
         inputs = [t.x.detach().requires_grad_(), *(p.requires_grad_() for p in (t.gamma, t.beta))]
         inputs += [residual.detach().requires_grad_()] if residual is not None else []
-        y, _ = train(*inputs[:3], How(EPSILON, activation), residual=inputs[3] if residual is not None else None)
+        y = train(*inputs[:3], How(EPSILON, activation), residual=inputs[3] if residual is not None else None)
 
         def call():
             return torch.autograd.grad(y, inputs, t.grad, retain_graph=True)[0]

@@ -23,7 +23,7 @@ from batchnorm.core.equations import Moments
 from .activations import ACTIVATIONS
 from .collective import sum_over
 
-__all__ = ["REDUCED", "How", "cast", "normalize", "per_channel"]
+__all__ = ["REDUCED", "After", "How", "cast", "gradients", "normalize", "per_channel"]
 
 REDUCED = tuple((0, *range(2, rank)) for rank in range(8))
 """The axes that are summed over, by the rank of the input: all but axis 1."""
@@ -47,6 +47,56 @@ def per_channel(values: Any, like: Tensor) -> Any:
     if values is None:
         return None
     return cast(values, like.dtype).reshape((1, -1) + (1,) * (like.dim() - 2))
+
+
+class After(NamedTuple):
+    """What a backward pass is asked for: the gradient of x, and those of beta and the residual in these types."""
+
+    x: bool
+    beta: torch.dtype | None
+    residual: torch.dtype | None
+
+
+def gradients(
+    grad: Tensor,
+    x: Tensor,
+    gamma: Any,
+    beta: Any,
+    residual: Any,
+    mask: Any,
+    batch: Moments,
+    how: How,
+    after: After,
+    *,
+    training: bool = True,
+) -> tuple[Any, Any, Any, Any]:
+    """Gradients of x, gamma, beta and the residual; without ``training`` the statistics are constants.
+
+    Where they are to be differentiated again the statistics are rebuilt from ``x``.
+    """
+    axes = REDUCED[x.dim()]
+    wide, upstream = cast(x, batch.high.dtype), cast(grad, batch.high.dtype)
+    if training and (torch.is_grad_enabled() or _forward_mode()):
+        batch = _differentiable(wide, batch, axes, mask, how)
+    inverse = equations.inv_std(torch, batch.variance, how.epsilon)
+    x_hat = equations.standardize(wide, batch.high, batch.low, inverse)
+    if how.activation is not None:
+        upstream = upstream * ACTIVATIONS[how.activation].slope(_before_activation(x_hat, gamma, beta, residual))
+    sums = equations.parameter_gradients(torch, upstream, x_hat, axes, mask)
+    dx = None
+    if after.x:
+        scale = inverse if gamma is None else inverse * per_channel(gamma, wide)
+        whole: Any = sums if how.group is None else sum_over(how.group, sums)
+        count = _divisor(batch.count)
+        dx = (
+            equations.input_gradient(torch, upstream, x_hat, scale, whole, count, mask)
+            if training
+            else upstream * scale
+        )
+        dx = cast(dx, x.dtype)
+    dgamma = None if gamma is None else cast(sums[1].reshape(-1), gamma.dtype)
+    dbeta = None if after.beta is None else cast(sums[0].reshape(-1), after.beta)
+    return dx, dgamma, dbeta, None if after.residual is None else cast(upstream, after.residual)
 
 
 class Normalize(torch.autograd.Function):
@@ -98,27 +148,9 @@ class Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Gradients of x, gamma, beta and the residual."""
         x, gamma, beta, residual, mask, count, high, low, variance = ctx.saved_tensors
-        how: How = ctx.how
         batch = Moments(ctx.count if count is None else count, high, low, variance)
-        axes = REDUCED[x.dim()]
-        wide, upstream = cast(x, high.dtype), cast(grads[0], high.dtype)
-        if torch.is_grad_enabled() or _forward_mode():
-            batch = _differentiable(wide, batch, axes, mask, how)
-        inverse = equations.inv_std(torch, batch.variance, how.epsilon)
-        x_hat = equations.standardize(wide, batch.high, batch.low, inverse)
-        if how.activation is not None:
-            upstream = upstream * ACTIVATIONS[how.activation].slope(_before_activation(x_hat, gamma, beta, residual))
-        sums = equations.parameter_gradients(torch, upstream, x_hat, axes, mask)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            scale = inverse if gamma is None else inverse * per_channel(gamma, wide)
-            whole: Any = sums if how.group is None else sum_over(how.group, sums)
-            dx = equations.input_gradient(torch, upstream, x_hat, scale, whole, _divisor(batch.count), mask)
-            dx = cast(dx, x.dtype)
-        dgamma = None if gamma is None else cast(sums[1].reshape(-1), gamma.dtype)
-        dbeta = None if ctx.beta_dtype is None else cast(sums[0].reshape(-1), ctx.beta_dtype)
-        added = None if ctx.added is None else cast(upstream, ctx.added)
-        return dx, dgamma, dbeta, added, *(None,) * 8
+        after = After(ctx.needs_input_grad[0], ctx.beta_dtype, ctx.added)
+        return *gradients(grads[0], x, gamma, beta, residual, mask, batch, ctx.how, after), *(None,) * 8
 
 
 # torch asks for this signature at every call, and working it out takes longer than the arithmetic of a small layer.

@@ -12,6 +12,7 @@ from batchnorm.core.equations import Moments
 from batchnorm.core.plan import mask_shape
 from batchnorm.errors import ArgumentError
 
+from . import fast
 from .activations import ACTIVATIONS
 from .collective import merged
 from .function import REDUCED, How, cast, normalize, per_channel
@@ -91,10 +92,8 @@ def batch_norm(
         return input.clone() if input.dim() < 2 else infer(input, running_mean, running_var, weight, bias, eps)
     if input.numel() == 0:
         return untouched(input, weight, bias)
-    y, batch = train(input, weight, bias, How(eps))
-    if running_mean is not None and running_var is not None:
-        advance(Buffers(running_mean, running_var), batch, eps, momentum)
-    return y
+    buffers = None if running_mean is None or running_var is None else Buffers(running_mean, running_var)
+    return train(input, weight, bias, How(eps), buffers=buffers, momentum=momentum)
 
 
 def infer(
@@ -107,7 +106,10 @@ def infer(
     residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """Normalise with the statistics given; plain differentiable operations."""
+    """Normalise with the statistics given: by a compiled kernel, or plain differentiable operations."""
+    done = fast.infer(x, mean, variance, gamma, beta, How(epsilon, activation), residual)
+    if done is not None:
+        return done
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         z = _standard_operator(x, mean, variance, gamma, beta, epsilon)
     else:
@@ -136,18 +138,26 @@ def train(
     mask: Tensor | None = None,
     fallback: tuple[Tensor, Tensor] | None = None,
     residual: Tensor | None = None,
-) -> tuple[Tensor, Moments]:
-    """Normalise with the batch's own statistics, and what they are (length 1 on the reduced axes).
+    buffers: Buffers | None = None,
+    momentum: float | None = None,
+) -> Tensor:
+    """Normalise with the batch's own statistics, and let the buffers follow them, if there are any.
 
     ``mask`` is at the rank of ``x`` (`aligned_mask`); ``fallback`` is the mean and the variance to take where nothing
     is counted, 0 and 1 if None.
     """
+    done = fast.train(x, gamma, beta, how, mask, residual, buffers, momentum)
+    if done is not None:
+        return done
     batch = _statistics(x, how, mask)
     used = batch
     if mask is not None or how.group is not None:
         mean, variance = (per_channel(each, batch.high) for each in fallback) if fallback else (0.0, 1.0)
         used = training.or_moving(torch, batch, mean, variance)
-    return normalize(x, gamma, beta, residual, mask, used, how), batch
+    y = normalize(x, gamma, beta, residual, mask, used, how)
+    if buffers is not None:
+        advance(buffers, batch, how.epsilon, momentum)
+    return y
 
 
 def _statistics(x: Tensor, how: How, mask: Tensor | None) -> Moments:

@@ -18,7 +18,7 @@ from . import functional
 from .arguments import check_configuration
 from .function import How
 from .recompute import recomputing
-from .state import DDOF, Buffers, advance
+from .state import DDOF, Buffers
 
 __all__ = ["Layer", "Statistics"]
 
@@ -156,10 +156,10 @@ class Layer(_BatchNorm):
         mean, variance = self.running_mean, self.running_var
         fallback = None if mean is None or variance is None else (mean, variance)
         how = How(self.eps, self.activation, group)
-        y, batch = functional.train(x, self.weight, self.bias, how, mask=mask, fallback=fallback, residual=residual)
-        if training and self.track_running_stats and fallback is not None and not recomputing():
-            advance(self._statistics_buffers(*fallback), batch, self.eps, self.momentum)
-        return y
+        update = training and self.track_running_stats and fallback is not None and not recomputing()
+        buffers = self._statistics_buffers(*fallback) if update and fallback is not None else None
+        given: Any = {"mask": mask, "fallback": fallback, "residual": residual}
+        return functional.train(x, self.weight, self.bias, how, **given, buffers=buffers, momentum=self.momentum)
 
     def _statistics_buffers(self, mean: Tensor, variance: Tensor) -> Buffers:
         return Buffers(mean, variance, self.num_batches_tracked, self.skipped_updates, self.remaining)
