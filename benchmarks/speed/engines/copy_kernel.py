@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from batchnorm.kernels import launch
 from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams
 from batchnorm.kernels.pool import BIG, allocate

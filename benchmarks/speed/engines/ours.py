@@ -14,9 +14,9 @@ ACTIVATION = {"plain": "identity", "relu": "relu", "add+relu": "relu"}
 def versions() -> dict[str, str]:
     """Ours, and Numba's."""
     import numba
-    from batchnorm.kernels import launch
 
     import batchnorm
+    from batchnorm.kernels import launch
 
     return {"batchnorm": batchnorm.__version__, "numba": numba.__version__, "threading layer": launch.LAYER}
 

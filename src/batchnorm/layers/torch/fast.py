@@ -123,9 +123,7 @@ def _moments(x: Tensor, mean: Tensor, variance: Tensor, count: int) -> Moments:
 
 
 def _run(x: Tensor, gamma: Any, beta: Any, residual: Any, mask: Any, call: _Call) -> Tensor:
-    if torch.is_grad_enabled() and any(
-        each is not None and each.requires_grad for each in (x, gamma, beta, residual)
-    ):
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, gamma, beta, residual)):
         return _Fast.apply(x, gamma, beta, residual, mask, call)  # type: ignore[no-untyped-call]
     return _forward(x, gamma, beta, residual, call)
 
