@@ -38,6 +38,7 @@ format: $(VENV)/.tests
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/large_files.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/torch_layers.py
 	$(BIN)/python benchmarks/keras_layers.py
