@@ -1,5 +1,6 @@
 """Runs model files in Keras and writes what came out: a process of its own, for one backend."""
 
+import hashlib
 import json
 import pickle
 import sys
@@ -40,10 +41,53 @@ def live(name, make):
     return [(record.name, record.updates, record.mode, record.epsilon) for record in found.layers], expected
 
 
+def unchanged():
+    """A model that draws numbers, and fails on what is above 10: byte-identical after a run, and after the error."""
+    import keras
+
+    import batchnorm as bn
+
+    class Fails(keras.layers.Layer):
+        def call(self, x):
+            if keras.ops.convert_to_numpy(keras.ops.max(x)) > 0.98:
+                raise RuntimeError("out of luck\nand lines")
+            return x + 0 * keras.random.normal((1,))
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.moving = keras.layers.BatchNormalization()
+            self.bn, self.drop, self.fails = keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), Fails()
+
+        def call(self, x, training=None):
+            x = self.moving(x, training=True)  # moves its statistics whatever the caller says
+            return self.fails(self.drop(self.bn(x, training=training), training=training))
+
+    model = Model()
+    model(np.ones((2, 3), "float32"))
+    read = bn.load(model)
+    name = read.layers[1].name
+    with bn.testing.assert_unchanged(model):
+        read.run(np.ones((2, 3), "float32"), [name])
+        failed = message(lambda: read.run(np.array([[0, 0, 0], [0, 0, 1e9]], "float32"), [name]))
+    return failed
+
+
 def main(folder, out):
     sys.path.insert(0, str(Path(__file__).parent))
     import write_keras_files as writer  # registers the custom classes
 
+    before = digests(folder)
+    run(folder, out, writer)
+    assert digests(folder) == before
+
+
+def digests(folder):
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
+    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def run(folder, out, writer):
     files = [*(f"{name}.keras" for name in INPUTS), "functional.h5", "nested.h5", "wrapped.h5", "unzipped"]
     result = {"runs": {}}
     for file in files:
@@ -58,6 +102,9 @@ def main(folder, out):
     result["y"] = functional.run(x)[0]
     result["y_named"] = functional.run({"in": x})[0]
     result["errors"] = {
+        "text": message(lambda: functional.run(np.full((2, 3), "a"))),
+        "named text": message(lambda: functional.run({"in": np.full((2, 3), 1j)})),
+        "middle": unchanged(),
         "shape": message(lambda: functional.run(np.ones((2, 4)))),
         "name": message(lambda: functional.run({"other": x})),
         "layer": message(lambda: functional.run(x, ["none"])),

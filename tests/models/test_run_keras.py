@@ -87,6 +87,10 @@ def test_refusals_say_the_way_out(ran):
     errors = ran["errors"]
     assert errors["shape"].startswith("ArgumentError") and "(any, 3)" in errors["shape"]  # noqa: PT018
     assert errors["name"].startswith("ArgumentError") and "in" in errors["name"]  # noqa: PT018
+    assert errors["text"] == "ArgumentError: the model wants its input of dtype float32; got dtype <U1"
+    assert errors["named text"] == "ArgumentError: the model wants its input of dtype float32; got dtype complex128"
+    assert "Keras refuses an input of shape (2, 3) (RuntimeError: " in errors["middle"]
+    assert "out of luck and lines" in errors["middle"]
     assert errors["layer"].startswith("UnknownLayer") and "full" in errors["layer"]  # noqa: PT018
     assert errors["weights"].startswith("ModelFileError") and "no graph" in errors["weights"]  # noqa: PT018
     assert errors["custom"].startswith("ModelFileError") and "package.module:name" in errors["custom"]  # noqa: PT018

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from batchnorm.core.protocols import Capture
 from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refused, UnknownLayer, require
 
+from .keras_state import called, same_variables
 from .randomness import random_state_kept
 from .session import Input
 
@@ -84,10 +85,10 @@ def run_live(
         raise UnknownLayer(f"the model in Keras has no batch normalization {unknown[0]!r}; it has {some or 'none'}")
     captured: Capture = {name: [] for name in capture}
     inputs = given_inputs(model, x)
-    with contextlib.ExitStack() as stack:
+    with same_variables(model), contextlib.ExitStack() as stack:
         for name in captured:
             stack.enter_context(_recorded(name, known[name], captured[name]))
-        outputs = model(inputs, training=False)
+        outputs = called(model, inputs)
     return arrays(outputs), captured
 
 
@@ -243,12 +244,16 @@ def given_inputs(model: Any, x: Any) -> Any:
         return given
     if isinstance(x, (list, tuple)) and isinstance(wanted, list):
         many = [np.asarray(value) for value in cast("list[Any]", x)]
-        for array, shape in zip(many, cast("list[Any]", wanted), strict=False):
+        if len(many) != len(cast("list[Any]", wanted)):
+            raise ArgumentError(f"the model wants {len(cast('list[Any]', wanted))} inputs; got {len(many)}")
+        for array, shape, tensor in zip(many, cast("list[Any]", wanted), model.inputs, strict=True):
             _check_shape(array, shape)
+            _check_type(array, str(tensor.dtype))
         return many
     array: NDArray[Any] = np.asarray(cast("Any", x))
     if isinstance(wanted, tuple):
         _check_shape(array, cast("tuple[int | None, ...]", wanted))
+        _check_type(array, str(model.inputs[0].dtype))
     return array
 
 
@@ -256,8 +261,15 @@ def _check_names(model: Any, given: dict[str, NDArray[Any]]) -> None:
     shapes: dict[str, Any] = {tensor.name: tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or ()}
     if shapes and set(given) != set(shapes):
         raise ArgumentError(f"the model's inputs are named {', '.join(shapes)}; got {', '.join(given) or 'none'}")
-    for name, shape in shapes.items():
-        _check_shape(given[name], shape, f"input {name!r}")
+    for tensor in getattr(model, "inputs", None) or ():
+        _check_shape(given[tensor.name], shapes[tensor.name], f"input {tensor.name!r}")
+        _check_type(given[tensor.name], str(tensor.dtype))
+
+
+def _check_type(array: NDArray[Any], dtype: str) -> None:
+    """Text and complex numbers are none of a model's floating-point numbers; Keras would say so in a page."""
+    if "float" in dtype and array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise ArgumentError(f"the model wants its input of dtype {dtype}; got dtype {array.dtype}")
 
 
 def _check_shape(array: NDArray[Any], shape: Any, what: str = "its input") -> None:
