@@ -19,7 +19,9 @@ from batchnorm.cli import run
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^\$ batchnorm (.*?)\n(.*?)(?=^\$ |\Z)", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(
+    r"^\$ batchnorm (.*?)\n(.*?)(?:^\$ echo \$\?\n(\d)\n)?(?=^\$ batchnorm |\Z)", re.MULTILINE | re.DOTALL
+)
 BLOCKS = [(page, kind, text) for page in PAGES for kind, text in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
@@ -36,8 +38,8 @@ def test_every_block_says_its_language():
 @pytest.mark.parametrize("text", blocks("console"))
 def test_console_blocks_print_what_they_say(text, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for command, expected in COMMAND.findall(text):
-        assert run(shlex.split(command)) == 0
+    for command, expected, status in COMMAND.findall(text):
+        assert run(shlex.split(command)) == int(status or 0)
         assert capsys.readouterr().out.rstrip() == expected.rstrip()
 
 
@@ -52,8 +54,9 @@ def rewritten(block):
     def printed(found):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            run(shlex.split(found[1]))
-        return f"$ batchnorm {found[1]}\n{out.getvalue().rstrip()}\n"
+            status = run(shlex.split(found[1]))
+        told = f"$ echo $?\n{status}\n" if status else ""
+        return f"$ batchnorm {found[1]}\n{out.getvalue().rstrip()}\n{told}"
 
     return f"```console\n{COMMAND.sub(printed, block[1])}```"
 

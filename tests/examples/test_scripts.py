@@ -43,3 +43,23 @@ def test_question_and_verification(backend):
     assert "the batch's own mean and variance" in asked
     assert "batchnorm.normalize" in verified
     assert "largest difference" in verified
+
+
+def test_the_converter_loses_epsilon_and_nothing_else(tmp_path):
+    """digits.onnx is what convert.py writes, and diff names what it lost."""
+    pytest.importorskip("keras", reason="the script reads the model with Keras")
+    pytest.importorskip("onnx", reason="and writes it with onnx")
+    for name in ("convert.py", "digits.keras"):
+        (tmp_path / name).write_bytes((ROOT / "examples" / name).read_bytes())
+    done = subprocess.run(
+        [sys.executable, tmp_path / "convert.py"], capture_output=True, text=True, check=False,
+        env=os.environ | {"KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "torch"), "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    import batchnorm as bn
+
+    for converted in (tmp_path / "digits.onnx", ROOT / "examples/digits.onnx"):
+        found = bn.diff(ROOT / "examples/digits.keras", converted)
+        assert [[one.what for one in pair.differences] for pair in found.pairs] == [["epsilon", "decay"]] * 3
+    first, second = (bn.load(path) for path in (tmp_path / "digits.onnx", ROOT / "examples/digits.onnx"))
+    assert not bn.diff(first, second).changes_output
