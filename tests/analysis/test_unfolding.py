@@ -133,6 +133,13 @@ def test_folded_layers_find_their_partners_by_value():
     assert not any(pair.differences for pair in found.pairs)
 
 
+def test_an_epsilon_given_for_all_layers_is_none_of_a_folded_one():
+    given = folded(WHOLE).with_epsilon(1e-3)
+    assert is_folded(given)
+    assert effective(given).epsilon == 0
+    assert only(WHOLE, given).differences == ()
+
+
 def test_a_layer_that_is_not_folded_is_left_alone():
     assert effective(WHOLE) is WHOLE
     bare = WHOLE.replace(moving_mean=None, moving_variance=None, mode="batch-statistics")

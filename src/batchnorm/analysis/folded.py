@@ -20,7 +20,8 @@ SLACK = 16 * unit_roundoff("float32")
 
 def is_folded(record: LayerRecord) -> bool:
     """Whether a file holds the scale and shift of a layer that always infers, in place of its statistics."""
-    return record.mode == "inference" and record.moving_variance is None and record.epsilon is None
+    known = record.epsilon_source == "file"  # an epsilon that a user gives for all layers is none of a folded one
+    return record.mode == "inference" and record.moving_variance is None and not known
 
 
 def is_merged(record: LayerRecord) -> bool:
@@ -34,7 +35,7 @@ def effective(record: LayerRecord) -> LayerRecord:
         return record
     mean = np.zeros_like(record.gamma) if record.moving_mean is None else record.moving_mean
     return record.replace(
-        moving_mean=mean, moving_variance=np.ones_like(record.gamma), epsilon=0.0, epsilon_source="fit"
+        moving_mean=mean, moving_variance=np.ones_like(record.gamma), epsilon=0.0, epsilon_source="file"
     )
 
 

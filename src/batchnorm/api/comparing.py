@@ -10,6 +10,7 @@ from batchnorm.analysis.difference import Comparison
 from batchnorm.analysis.folded import is_merged
 from batchnorm.core.protocols import Model
 
+from .epsilons import Epsilon
 from .loading import hashed, opened, some
 from .results import FOLDING, Diff
 
@@ -19,7 +20,7 @@ AXIS_FREE = {"keras", "weights.h5", "weights.json", "hdf5", "hdf5 weights", "num
 """Formats that spell axis and mode as Keras does."""
 
 
-def diff(a: Any, b: Any, *, epsilon: float | None = None) -> Diff:
+def diff(a: Any, b: Any, *, epsilon: Epsilon | None = None) -> Diff:
     """What differs between the batch normalizations of two models, and how far each difference moves the output.
 
     Layers are paired by their values, then their names, then their order, whatever the formats; nothing is run.
@@ -28,7 +29,7 @@ def diff(a: Any, b: Any, *, epsilon: float | None = None) -> Diff:
     ----------
     a, b : path or object
         See `load`.
-    epsilon : float, optional
+    epsilon : float, "hint" or path, optional
         As in `load`, for both.
 
     Returns

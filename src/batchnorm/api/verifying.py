@@ -18,6 +18,7 @@ from batchnorm.engines.norms import ENGINES
 from batchnorm.engines.workers import TIMEOUT, Workers
 from batchnorm.errors import ArgumentError
 
+from .epsilons import Epsilon
 from .feeding import Fed, Saver, batches, captured, drawn, given, loaded
 from .loading import chosen, hashed, opened, some
 from .results import Input, Verification
@@ -107,7 +108,7 @@ def verify(
     save_inputs: str | os.PathLike[str] | None = None,
     load_inputs: str | os.PathLike[str] | None = None,
     batch_size: int = BATCH,
-    epsilon: float | None = None,
+    epsilon: Epsilon | None = None,
     force: bool = False,
     timeout: float = TIMEOUT,
 ) -> Verification:
@@ -140,7 +141,7 @@ def verify(
         Write what the layers were fed to a .npz file; feed them from one.
     batch_size : int
         Samples run at once; arrays of ``data`` are cut so. Memory does not grow with the number of samples.
-    epsilon : float, optional
+    epsilon : float, "hint" or path, optional
         As in `load`.
     force : bool
         Replace an existing file of ``save_inputs``.

@@ -6,17 +6,17 @@ from typing import Any
 
 import click
 
-from .options import MODEL_HELP, busy, model_options, opened, output_options, show, stdout_kept
+from .options import EPSILON, MODEL_HELP, busy, model_options, opened, output_options, show, stdout_kept
 from .program import CLEAN, FINDINGS, program
 
 
 @program.command("diff", epilog=MODEL_HELP)
 @click.argument("a")
 @click.argument("b")
-@click.option("--eps", type=float, metavar="E", help="The epsilon, where a file holds none.")
+@click.option("--eps", type=EPSILON, metavar="E|hint|FILE", help="The epsilon, where a file holds none.")
 @click.option("--trust", is_flag=True, help="Read TorchScript, whose loader runs code of the file.")
 @output_options
-def diff_command(a: str, b: str, eps: float | None, trust: bool, form: str, as_json: bool, wide: bool) -> int:
+def diff_command(a: str, b: str, eps: float | str | None, trust: bool, form: str, as_json: bool, wide: bool) -> int:
     """What differs between models A and B, and how far it moves the output.
 
     Layers are paired across formats by values, names and order. Exit status 1 if anything differs that changes an
@@ -54,7 +54,7 @@ def diff_command(a: str, b: str, eps: float | None, trust: bool, form: str, as_j
 def verify_command(
     model: str,
     other: str | None,
-    eps: float | None,
+    eps: float | str | None,
     trust: bool,
     weights: str | None,
     x: str | None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-__all__ = ["MODEL_HELP", "busy", "model_options", "opened", "output_options", "show", "stdout_kept"]
+__all__ = ["EPSILON", "MODEL_HELP", "busy", "model_options", "opened", "output_options", "show", "stdout_kept"]
 
 MODEL_HELP = """
 MODEL is a file of Keras (.keras or its unzipped folder, .weights.h5, .h5,

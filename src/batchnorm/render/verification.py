@@ -20,6 +20,8 @@ SOURCES = {
     "random": "numbers drawn with each layer's statistics",
 }
 MOST_PAIRS = 20
+MANY_ULPS = 100
+NEAR_ZERO = "max rel and ulp are large where an output is nearly 0: of bound says what counts."
 
 
 def draw_verify(document: Document, to: Console, wide: bool) -> None:
@@ -44,13 +46,16 @@ def _draw_engines(document: Document, to: Console, wide: bool) -> None:
     to.print()
     run = document["model_run"]
     engines = [*document["engines"], *([run] if run is not None else [])]
+    _say(_verdict(engines, run), to)
     names = ["engine", "version", "verdict", "max abs", "max rel", "ulp", "of bound"]
     drawn = table([*names, *(["needs tolerance"] if wide else [])], left=("engine", "version", "verdict"), gap=1)
     for engine in engines:
         numbers = [short(engine[key], 2) for key in ("max_abs", "max_rel", "max_ulp", "share_of_bound")]
         more = [short(engine["required_tolerance"], 2)] if wide else []
-        add_row(drawn, (_name(engine, run), engine["version"] or "-", engine["status"], *numbers, *more))
+        add_row(drawn, (_name(engine, run), _version(engine), engine["status"], *numbers, *more))
     print_table(drawn, to)
+    if any((engine["max_ulp"] or 0) > MANY_ULPS for engine in engines):
+        to.print(Padding(Text(NEAR_ZERO, style="dim"), (0, 0, 0, 2)))
     for engine in engines:
         if engine["why"] is not None:
             first = engine["first_differing_layer"]
@@ -63,6 +68,27 @@ def _draw_engines(document: Document, to: Console, wide: bool) -> None:
 def _say(text: str, to: Console) -> None:
     """A sentence, two columns in also where it goes on in the next line."""
     to.print(Padding(Text(text), (0, 0, 0, 2)))
+
+
+def _verdict(engines: list[Any], run: Any) -> str:
+    """How many agree, and the names of those that do not."""
+    computed = [engine for engine in engines if engine is not run]
+    agree = sum(engine["status"] == "agrees" for engine in computed)
+    parts = [f"{'all ' if agree == len(computed) > 1 else ''}{agree} engine{'' if agree == 1 else 's'} agree"
+             f"{'s' if agree == 1 else ''}"]  # fmt: skip
+    for status, verb in (("differs", "differs"), ("failed", "failed"), ("unavailable", "is not installed")):
+        names = [_name(engine, run) for engine in engines if engine["status"] == status]
+        if names:
+            plural = {"differs": "differ", "is not installed": "are not installed"}.get(verb, verb)
+            parts.append(f"{', '.join(names)} {verb if len(names) == 1 else plural}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _version(engine: Any) -> str:
+    """Keras names its backend; where the engine's own name does, the version is enough."""
+    backend = engine["name"].partition("-")[2]
+    return str(engine["version"] or "-").replace(f", {backend} ", " on ") if backend else str(engine["version"] or "-")
 
 
 def _name(engine: Any, run: Any) -> str:
