@@ -298,3 +298,10 @@ def test_a_small_constant_or_broken_channel():
 
 def test_bfloat16_is_named():
     assert np.dtype(ml_dtypes.bfloat16).name in cpu.DTYPES
+
+
+def test_statistics_in_float32_raise_no_warning():
+    """The largest variance that the kernels take is no float32: seen warning of an overflow in a cast."""
+    x, ones = np.full((2000, 64), 2, np.float32), np.ones(64, np.float32)
+    for variance in (ones, ones * np.nan, ones * np.inf):
+        on_arrays.normalize(x, ones, variance, ones, ones, epsilon=1e-3)

@@ -128,7 +128,7 @@ def normalize(
     array([0.795191, 4.174858])
     """
     fast = Call.of(x, axis, None, "normalize")
-    if fast is None or not np.all(np.less(np.abs(variance), HUGE)):
+    if fast is None or not float(np.max(np.abs(variance), initial=0.0)) < HUGE:  # NaN is not, either
         target = checked_out(out, np.shape(x), result_dtype(x), "normalize")
         return _into(target, ops.normalize(x, mean, variance, gamma, beta, epsilon=epsilon, axis=axis))
     target = fast.target(out, "normalize")
@@ -351,4 +351,4 @@ class Call:
     @staticmethod
     def failed(count: int, variance: Array) -> bool:
         """Nothing counted, which `core.ops` puts into words, or values beyond float32."""
-        return count == 0 or bool(np.max(variance, initial=0.0) > HUGE)
+        return count == 0 or float(np.max(variance, initial=0.0)) > HUGE
