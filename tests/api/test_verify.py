@@ -226,6 +226,23 @@ def test_inputs_saved_and_loaded(tmp_path, run):
     assert bn.verify(DIGITS, layer="stem_bn", load_inputs=digits, engines=["numpy"]).agrees
 
 
+def test_saved_inputs_of_other_names_are_taken_in_their_order(tmp_path):
+    """As in another format; one layer of another name is another layer."""
+    file = tmp_path / "inputs.npz"
+    first = bn.verify(Runs(record(name="a"), two(name="b")), data=None, engines=["numpy"], save_inputs=file)
+    again = bn.verify(Fake(record(name="x"), two(name="y")), load_inputs=file, engines=["numpy"])
+    counts = [[layer.count for layer in found.engines[0].layers] for found in (first, again)]
+    assert counts[0] == counts[1]
+    assert again.engines[0].max_abs == first.engines[0].max_abs
+    assert "in their order" in again.notes[-1]
+    with pytest.raises(bn.ArgumentError, match="channels"):
+        bn.verify(Fake(two(name="x"), record(name="y")), load_inputs=file, engines=["numpy"])
+    with pytest.raises(bn.UnknownLayer):
+        bn.verify(Fake(record(name="x")), load_inputs=file, engines=["numpy"])
+    with pytest.raises(bn.UnknownLayer):
+        bn.verify(Fake(record(name="a"), two(name="y")), load_inputs=file, engines=["numpy"])
+
+
 def test_an_error_leaves_no_half_written_file(tmp_path):
     def failing():
         yield X

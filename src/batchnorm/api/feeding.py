@@ -23,7 +23,7 @@ from batchnorm.errors import ArgumentError, UnknownLayer
 
 from .inputs import batch_input
 
-__all__ = ["Fed", "Saver", "batches", "captured", "drawn", "given", "loaded", "table"]
+__all__ = ["Fed", "Saver", "batches", "captured", "drawn", "given", "in_order", "loaded", "table"]
 
 Array = NDArray[Any]
 NAMES = "layers"
@@ -199,7 +199,7 @@ class Saver:
 
 
 def loaded(path: str | os.PathLike[str], records: Sequence[LayerRecord]) -> Iterator[Fed]:
-    """What `Saver` wrote, for the layers that are asked for.
+    """What `Saver` wrote, for the layers that are asked for: by their names, or see `in_order`.
 
     Raises
     ------
@@ -212,13 +212,24 @@ def loaded(path: str | os.PathLike[str], records: Sequence[LayerRecord]) -> Iter
     with _readable(path), Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         names = [str(name) for name in archive[NAMES]]
         members = set(archive.files)
-        for record in records:
-            if record.name not in names:
+        ordered = _other_names(names, records)
+        for place, record in enumerate(records):
+            if not ordered and record.name not in names:
                 raise UnknownLayer(f"--load-inputs: {os.fspath(path)} holds no input of {record.name!r}.")
-            number = 0
-            while (key := f"x{names.index(record.name)}_{number}") in members:
+            at, number = place if ordered else names.index(record.name), 0
+            while (key := f"x{at}_{number}") in members:
                 yield _last_axis(record, archive[key])
                 number += 1
+
+
+def in_order(path: str | os.PathLike[str], records: Sequence[LayerRecord]) -> bool:
+    """Whether saved inputs are those of as many layers of other names, as another format has: taken in their order."""
+    with _readable(path), Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        return _other_names([str(name) for name in archive[NAMES]], records)
+
+
+def _other_names(names: Sequence[str], records: Sequence[LayerRecord]) -> bool:
+    return len(names) == len(records) > 1 and not any(record.name in names for record in records)
 
 
 def _last_axis(record: LayerRecord, x: Array) -> Fed:

@@ -19,7 +19,7 @@ from batchnorm.engines.workers import TIMEOUT, Workers
 from batchnorm.errors import ArgumentError
 
 from .epsilons import Epsilon
-from .feeding import Fed, Saver, batches, captured, drawn, given, loaded
+from .feeding import Fed, Saver, batches, captured, drawn, given, in_order, loaded
 from .loading import chosen, hashed, opened, some
 from .results import Input, Verification
 from .rounds import Round
@@ -32,6 +32,7 @@ BATCH = 8
 """Samples a model is run on at once: the activations of all its layers lie in memory together."""
 DRAWN = 1024
 """Samples drawn at once, for one layer."""
+ORDER_NOTE = "The saved inputs are of layers of other names; they were taken in their order."
 BATCH_NOTE = (
     "The model itself normalises with each batch's own statistics in {}; verified is inference, with the stored ones."
 )
@@ -138,7 +139,8 @@ def verify(
     atol, rtol : float, optional
         Allow ``atol + rtol*abs(reference)`` instead of the derived bound; one alone leaves the other 0.
     save_inputs, load_inputs : path, optional
-        Write what the layers were fed to a .npz file; feed them from one.
+        Write what the layers were fed to a .npz file; feed them from one, by the names of the layers, or in their order
+        where it holds as many and none of these names.
     batch_size : int
         Samples run at once; arrays of ``data`` are cut so. Memory does not grow with the number of samples.
     epsilon : float, "hint" or path, optional
@@ -173,6 +175,8 @@ def verify(
     wanted.check_twice(twice=other is not None and bool(names or save_inputs is not None))
     sibling = None if other is None else pair_up(read, opened(other, epsilon), layer)
     records, notes = _verifiable(read, layer, sibling, whole=data is not None)
+    if load_inputs is not None and in_order(load_inputs, records):
+        notes += (ORDER_NOTE,)
     with contextlib.ExitStack() as stack:
         saver = None
         if save_inputs is not None:
