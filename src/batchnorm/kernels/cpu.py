@@ -80,10 +80,9 @@ def view_of(array: NDArray[Any]) -> View:
 
     Its strides must be whole elements and its byte order the machine's: what `np.ascontiguousarray` gives of any other.
     """
-    size = array.itemsize
-    return View(
-        array.ctypes.data, array.shape, tuple([step // size for step in array.strides]), array.dtype.name, array
-    )
+    size, kind = array.itemsize, array.dtype
+    strides = tuple([step // size for step in array.strides])
+    return _new(View, (address_of(array), array.shape, strides, _NAMES.get(kind) or kind.name, array))
 
 
 def fits(x: View, *others: View, axis: int, mask: bool = False) -> bool:
