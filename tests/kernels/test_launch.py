@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from batchnorm.kernels import cpu, dispatch, launch
+from batchnorm.kernels import cpu, dispatch, intrinsics, launch
 from batchnorm.kernels.layout import arrange
 
 CALL = (
     "import time, numpy as np\n"
-    "started = time.perf_counter()\n"
+    "started = time.thread_time()\n"
     "import batchnorm as bn\n"
     "x = np.random.default_rng(0).standard_normal((8, 20, 30, 30)).astype('f4')\n"
     "bn.batch_norm(x, epsilon=1e-3, axis=1)\n"
-    "print(time.perf_counter() - started)\n"
+    "print(time.thread_time() - started)\n"
 )
 
 
@@ -21,9 +21,25 @@ def test_a_first_call_from_the_cache_takes_less_than_a_second_and_a_half(in_subp
     in_subprocess(CALL, environment=cache)
     written = {path.name for path in tmp_path.rglob("*.nb?")}
     assert any("walk_first" in name for name in written)
-    # Other processes may keep the machine busy: the best of some.
-    assert min(float(in_subprocess(CALL, environment=cache)) for _ in range(4)) < 1.5
+    # The processor's time, as other processes may keep the machine busy; the best of some.
+    assert min(float(in_subprocess(CALL, environment=cache)) for _ in range(2)) < 1.5
     assert {path.name for path in tmp_path.rglob("*.nb?")} == written
+
+
+def test_where_nothing_can_be_kept_on_disk_it_still_runs(in_subprocess):
+    code = (
+        "from numba.core.caching import CompileResultCacheImpl as kept\n"
+        "kept._locator_classes = []\n"
+        "import numpy as np, batchnorm as bn\n"
+        "from batchnorm.kernels.caching import CACHE\n"
+        "print(CACHE, bn.batch_norm(np.ones((4, 3), 'f4'), epsilon=1e-3)[0].any())"
+    )
+    assert in_subprocess(code).split() == ["False", "False"]
+
+
+def test_float16_without_the_instruction_is_numpys(monkeypatch):
+    monkeypatch.setattr(intrinsics, "HOST", intrinsics.HOST - {"f16c"})
+    assert intrinsics.has_float16() is not intrinsics.X86
 
 
 def test_importing_the_package_imports_no_numba(in_subprocess):

@@ -30,6 +30,7 @@ __all__ = [
     "inference",
     "moments",
     "set_threads",
+    "supports",
     "threads",
     "view_of",
     "wide_dtype",
@@ -59,6 +60,16 @@ class Moving(NamedTuple):
 def available() -> bool:
     """Whether Numba is installed. It is not imported to find out."""
     return importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def supports(dtype: str) -> bool:
+    """Whether the kernels take elements of this type here. float16 needs a processor that converts it."""
+    if dtype != "float16" or not available():
+        return dtype in DTYPES and available()
+    from . import intrinsics
+
+    return intrinsics.has_float16()
 
 
 def threads() -> int:

@@ -31,6 +31,7 @@ from numba import cfunc, njit, prange, types
 from . import backward_first, backward_last, forward_first, forward_last, walk_first, walk_last
 from . import block as at
 from .address import address_of
+from .caching import CACHE
 from .intrinsics import Spec, call
 
 __all__ = ["layer", "leaf", "run", "set_threads", "threads", "walk"]
@@ -70,12 +71,12 @@ _one_at_a_time = (
 )
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def _serial(function, block):
     call(function, 0, 1, block)
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(cache=CACHE, nogil=True, parallel=True)
 def _parallel(function, parts, block):
     for part in prange(parts):
         call(function, part, parts, block)
@@ -96,7 +97,7 @@ def walk(kind: str) -> int:
 
 
 def _compiled(function: Any, signature: Any) -> int:
-    built = cfunc(signature, cache=True, error_model="numpy")(function)
+    built = cfunc(signature, cache=CACHE, error_model="numpy")(function)
     KEPT.append(built)
     return int(built.address)
 

@@ -324,10 +324,10 @@ class Call:
         if not isinstance(x, np.ndarray):
             return None
         array: Array = as_float(np.asarray(x), who)  # pyright: ignore[reportUnknownArgumentType]
-        if array.size <= TINY or not cpu.available():
+        if array.size <= TINY or not cpu.supports(array.dtype.newbyteorder("=").name):
             return None
         how = plan(array.shape, as_axis(axis, who), who)
-        if array.dtype.newbyteorder("=").name not in cpu.DTYPES or len(how.kept) != 1:
+        if len(how.kept) != 1:
             return None
         counted = None if mask is None else np.squeeze(full_mask(mask, array.shape, how, who), how.kept[0])
         return cls(readable(array), how, counted)

@@ -14,6 +14,8 @@ import math
 
 from numba import njit
 
+from .caching import CACHE
+
 __all__ = ["apply", "train"]
 
 
@@ -21,7 +23,7 @@ MEAN, VARIANCE, HIGH, LOW, SCALE = range(5)
 """Rows of what is known of each channel; the caller keeps the first two."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=CACHE, nogil=True, error_model="numpy")
 def train(x, gamma, beta, y, rows, channels, inner, epsilon):
     """Output, and ``rows``."""
     count = x.size // channels
@@ -38,7 +40,7 @@ def train(x, gamma, beta, y, rows, channels, inner, epsilon):
     _write(x, gamma, beta, y, rows, channels, inner, epsilon)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=CACHE, nogil=True, error_model="numpy")
 def apply(x, mean, variance, gamma, beta, y, rows, channels, inner, epsilon):
     """Output, with mean and variance given."""
     for c in range(channels):
