@@ -1,9 +1,10 @@
 """Compiling once, starting from the cache, choosing threads, and doing without Numba."""
 
+import ml_dtypes  # noqa: F401 - makes bfloat16 a name NumPy knows
 import numpy as np
 import pytest
 
-from batchnorm.kernels import cpu, dispatch, intrinsics, launch
+from batchnorm.kernels import cpu, dispatch, intrinsics, launch, pool
 from batchnorm.kernels.layout import arrange
 
 CALL = (
@@ -117,3 +118,35 @@ def test_loops_that_follow_each_other_become_one():
 
 def test_a_job_is_prepared_once():
     assert job((40, 20, 100)) is job((40, 20, 100))
+
+
+@pytest.fixture
+def past_caches(monkeypatch):
+    """Outputs of any size are written past the caches."""
+    monkeypatch.setattr(dispatch, "PAST_CACHES", 0)
+    dispatch.job.cache_clear()
+    yield
+    dispatch.job.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "dtype"),
+    [((4, 20, 9, 11), 1, "float32"), ((5, 3, 1001), 1, "float32"), ((90, 64), 1, "float32"), ((90, 64), 1, "bfloat16")],
+)
+def test_what_is_written_past_the_caches_is_the_same(shape, axis, dtype, request):
+    rng = np.random.default_rng(0)
+    x, grad = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    out = pool.allocate((pool.BIG,), np.dtype(np.uint8))  # begins on a cache line, and then one element beyond
+    results = []
+    for given in ("plain", "past_caches"):
+        if given != "plain":
+            request.getfixturevalue(given)
+        for offset in (0, x.itemsize):
+            y = out[offset : offset + x.nbytes].view(dtype).reshape(shape)
+            statistics = np.empty((4, shape[axis]))
+            views = [cpu.view_of(one) for one in (x, y, *statistics)]
+            cpu.forward(*views[:4], axis=axis, epsilon=1e-3)
+            forward = y.tobytes()
+            cpu.backward(cpu.view_of(grad), *views, axis=axis, epsilon=1e-3)
+            results.append((forward, y.tobytes(), statistics.tobytes()))
+    assert len(set(results)) == 1

@@ -21,6 +21,7 @@ from .block import (
     SHIFT,
     TILE,
     TRAINING,
+    WRITE_TILE,
     X,
     Y,
 )
@@ -112,8 +113,9 @@ def apply(block, first, stop, limit, _own, _place, spec):
     x, x_start, x_step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
     g, g_start, g_step = get_int(block, source), row_at(block, source, first), get_int(block, source + 2)
     y, y_start, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
-    columns, by_column, tile = get_int(block, COLUMNS), get_int(block, BY_COLUMN), get_int(block, TILE)
+    columns, by_column, tile = get_int(block, COLUMNS), get_int(block, BY_COLUMN), get_int(block, WRITE_TILE)
     training, n, nothing = get_int(block, TRAINING) != 0, lanes(spec), splat(spec, 0.0)
+    ahead = get_int(block, TILE)
     high_row = stop
     while high_row > first:
         low = max(first, high_row - tile)
@@ -130,8 +132,8 @@ def apply(block, first, stop, limit, _own, _place, spec):
             for row in range(low, high_row):
                 if some == n:
                     d, u = load(spec, x, x0) - high, load(spec, g, g0)
-                    prefetch(x + (x0 - tile * x_step) * itemsize(spec))
-                    prefetch(g + (g0 - tile * g_step) * itemsize(spec))
+                    prefetch(x + (x0 - ahead * x_step) * itemsize(spec))
+                    prefetch(g + (g0 - ahead * g_step) * itemsize(spec))
                 else:
                     d, u = load_some(spec, x, x0, some) - high, load_some(spec, g, g0, some)
                 if not has_residual(spec):

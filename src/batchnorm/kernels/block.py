@@ -17,8 +17,8 @@ GROUP, SEGMENT, SEGMENTS, UNITS = 7, 8, 9, 10
 """Planes (or rows) and elements of a unit of work; units a plane; units of a channel. They follow from the shape."""
 TOGETHER, PITCH, COLUMNS = 11, 12, 13
 """Channels of short planes that are taken together; length of a row of coefficients, by channel and by column."""
-TILE = 59
-"""Rows of a tile."""
+TILE, WRITE_TILE = 59, 65
+"""Rows of a tile, when they are summed and when they are written."""
 AHEAD = 58
 """Whether two channels fit into a core's own cache: the next one is then fetched ahead."""
 X, Y, RESIDUAL, GRAD, RESIDUAL_GRAD = 14, 18, 22, 26, 30
@@ -36,7 +36,7 @@ DOUBLE, ELEMENT = 60, 61
 """Whether the arithmetic is float64; the number of the element type in `ELEMENTS`."""
 ADD, APPLY, BACKWARD = 62, 63, 64
 """Addresses of the leaves; whether the walk is the way back."""
-SLOTS = 65
+SLOTS = 66
 
 ELEMENTS = ("float32", "float64", "bfloat16", "float16")
 

@@ -152,6 +152,8 @@ def job(
     by_column = 0 if layout.kind == "first" or layout.length == layout.channels else at.ROWS * columns * wide
     template = _template(layout, operands, size, pitch, columns, together)
     template[at.ADD], template[at.APPLY], template[at.BACKWARD] = add, apply, direction == "backward"
+    # Half a cache line a vector: row by row, or lines would be written past the caches in two pieces.
+    template[at.WRITE_TILE] = 1 if stream and size == 2 else template[at.TILE]
     template[at.DOUBLE], template[at.ELEMENT] = wide == 8, at.ELEMENTS.index(dtype)
     offset, work = work if by_column else 0, work + by_column
     return Job(layout, template, operands, launch.walk(layout.kind), phases, offset, work, sums, work + sums + own)

@@ -10,7 +10,7 @@ As `forward_first`. A vector holds adjacent columns; over the rows of a tile its
 from __future__ import annotations
 
 from .activations import activate
-from .block import BY_COLUMN, COLUMNS, MASK, RESIDUAL, TILE, X, Y
+from .block import BY_COLUMN, COLUMNS, MASK, RESIDUAL, TILE, WRITE_TILE, X, Y
 from .intrinsics import (
     first_lanes,
     get_byte,
@@ -80,10 +80,16 @@ def add(block, first, stop, limit, own, place, spec):
 
 def apply(block, first, stop, limit, _own, _place, spec):
     """Write ``activation((x - high)*scale + shift + residual)``, from the last row to the first."""
-    by_column, columns, n, tile = get_int(block, BY_COLUMN), get_int(block, COLUMNS), lanes(spec), get_int(block, TILE)
+    by_column, columns, n, tile = (
+        get_int(block, BY_COLUMN),
+        get_int(block, COLUMNS),
+        lanes(spec),
+        get_int(block, WRITE_TILE),
+    )
     x, x_start, x_step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
     y, y_start, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
     r, r_start, r_step = get_int(block, RESIDUAL), row_at(block, RESIDUAL, first), get_int(block, RESIDUAL + 2)
+    ahead = get_int(block, TILE)
     high_row = stop
     while high_row > first:
         low = max(first, high_row - tile)
@@ -103,7 +109,7 @@ def apply(block, first, stop, limit, _own, _place, spec):
                         store_past(spec, y, y0, activate(spec, z))
                     else:
                         store(spec, y, y0, activate(spec, z))
-                    prefetch(x + (x0 - tile * x_step) * itemsize(spec))
+                    prefetch(x + (x0 - ahead * x_step) * itemsize(spec))
                 else:
                     z = fma(load_some(spec, x, x0, some) - high, scale, shift)
                     if has_residual(spec):
