@@ -47,11 +47,25 @@ def copy(block, part, parts, _c, _d, _e, spec):
 launch.LEAVES["copy"] = copy
 
 
+@njit(cache=True)
+def alone(function, block):
+    """Run a leaf on this thread."""
+    visit(function, block, 0, 1, 0, 0, 0)
+
+
 @njit(parallel=True, cache=True)
-def spread(function, parts, block):
+def together(function, parts, block):
     """Run a leaf on so many threads."""
     for part in prange(parts):
         visit(function, block, part, parts, 0, 0, 0)
+
+
+def spread(function, parts, block):
+    """Run a leaf as the kernels are run."""
+    if parts == 1:
+        alone(function, block)
+    else:
+        together(function, parts, block)
 
 
 def aligned(shape, dtype):

@@ -33,8 +33,8 @@ PAST_CACHES = 16 * 1024 * 1024
 """Bytes of the output from which it is written past the caches."""
 FEW = 16
 """Fewer channels than this are divided among the threads by units."""
-RUN = 8192
-"""Elements of adjacent short planes, or of a tile of rows, that are taken together."""
+RUN, ROWS = 4096, 8192
+"""Elements of adjacent short planes, and of a tile of rows, that are taken together."""
 AHEAD = 640 * 1024
 """Bytes of a channel up to which the next one is fetched while it is written: both fit in a cache of 2 MiB."""
 TOGETHER = 64
@@ -190,7 +190,7 @@ def _template(
         at.PITCH: pitch,
         at.COLUMNS: columns,
         at.COUNT: layout.count,
-        at.TILE: max(4, min(32, RUN // layout.length) // 4 * 4),
+        at.TILE: max(4, min(32, ROWS // layout.length) // 4 * 4),
         at.AHEAD: size * layout.planes * layout.length * together <= AHEAD,
     }
     for slot, steps in zip(operands, layout.strides, strict=True):
