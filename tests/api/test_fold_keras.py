@@ -114,7 +114,7 @@ def test_given_data_and_layers_left_out(found):
     assert set(one["folded"]) == {"bn"}
     assert one["refused"] == {"first": "it was left out as asked"}
     assert [(each["source"], each["samples"]) for each in one["document"]["proof"]["inputs"]] == [
-        ("random", 8), ("data", 70),
+        ("random", 32), ("data", 70),
     ]  # fmt: skip
 
 

@@ -62,14 +62,14 @@ class OnnxTarget:
         self.result = made if self.live is not None else None
         if place is None:
             return onnx_live.from_live(made)
-        onnx_edit.save(made, place, f"{place.name}.data" if self.has_data() else None)
+        onnx_edit.save(made, place, self.in_other_files())
         return open_model(place)
 
-    def has_data(self) -> bool:
-        """Whether arrays lie in a file beside it."""
+    def in_other_files(self) -> set[str]:
+        """The names of arrays that lie in a file beside it."""
         from batchnorm.models import onnx_edit
 
-        return self.live is None and onnx_edit.data_file(self.model.path)
+        return set() if self.live is not None else onnx_edit.in_other_files(self.model.path)
 
 
 @dataclass(slots=True)
@@ -207,7 +207,7 @@ def place_for(target: Target, out: Any, force: bool) -> Generator[Path | None]:
         return
     goal = Path(out)
     source = target.model.path if Path(target.model.path).exists() else None
-    if not (isinstance(target, OnnxTarget) and target.has_data()):
+    if not (isinstance(target, OnnxTarget) and target.in_other_files()):
         with replacing(goal, source=source, force=force) as temporary:
             yield temporary
         return

@@ -22,7 +22,7 @@ from batchnorm.models.change import Change
 from .fold_targets import Target, place_for, target_of
 from .folded import Folding
 from .loading import check_epsilon, chosen, hashed, notes_of
-from .proving import Proof, batches, first_that_runs, proved
+from .proving import Proof, batches, first_that_runs, like, proved
 
 __all__ = ["fold"]
 
@@ -167,18 +167,16 @@ def _proved(target: Target, place: Path | None, given: list[tuple[str, list[Any]
 
 
 def _inputs(target: Target, data: Any, seed: int) -> list[tuple[str, list[Any]]]:
-    """Random inputs and given ones, each with its name."""
+    """Random inputs and given ones, each with its name; the random ones have the shape of the given."""
     wanted = target.inputs()
-    found: list[tuple[str, list[Any]]] = []
-    if wanted:
-        found.append(("random", [first_that_runs(target.model, wanted, seed)]))
     if data is not None:
-        found.append(("data", list(batches(data, wanted))))
-        if not found[-1][1]:
+        parts = list(batches(data, wanted))
+        if not parts:
             raise ArgumentError("fold: --data holds no sample; give at least one.")
-    if not found:
+        return [("random", [like(parts[0], seed)]), ("data", parts)]
+    if not wanted:
         raise ArgumentError(f"fold: the inputs of {target.model.path} are not known; give some with --data (data=).")
-    return found
+    return [("random", [first_that_runs(target.model, wanted, seed)])]
 
 
 def _ranks(read: Model, graph: Graph, x: Any) -> dict[str, int]:

@@ -16,7 +16,7 @@ from batchnorm.errors import ArgumentError, BatchnormError
 
 from .inputs import batch_input
 
-__all__ = ["Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "proved"]
+__all__ = ["Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "like", "proved"]
 
 SAMPLES = 8
 LENGTHS = (32, 64, 16, 8, 128, 224, 4, 1)
@@ -96,6 +96,20 @@ def _random(rng: np.random.Generator, wanted: Input, length: int) -> NDArray[Any
     if dtype.kind in "iu":
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.normal(size=shape).astype(dtype)
+
+
+def like(batch: Any, seed: int) -> Any:
+    """Random inputs of the shapes and types of a batch: standard normal, or its own integers in another order."""
+    rng = np.random.default_rng(seed)
+    if isinstance(batch, dict):
+        return {key: _like(rng, each) for key, each in cast("dict[str, NDArray[Any]]", batch).items()}
+    return _like(rng, batch)
+
+
+def _like(rng: np.random.Generator, given: NDArray[Any]) -> NDArray[Any]:
+    if given.dtype.kind in "iub":
+        return rng.permutation(given.reshape(-1)).reshape(given.shape)
+    return rng.normal(size=given.shape).astype(given.dtype)
 
 
 def guessed(graph: Graph) -> list[Input]:

@@ -16,11 +16,11 @@ from batchnorm.errors import ModelFileError, Refused, require
 
 from .change import Change
 
-__all__ = ["changed", "data_file", "fold", "loaded", "save"]
+__all__ = ["changed", "fold", "in_other_files", "loaded", "save"]
 
 PURPOSE = "Changing .onnx files"
-ROLES = 4
 FEWEST_VERSIONS = 4
+FOLDED = "_folded"
 NORM = "BatchNormalization"
 
 
@@ -34,21 +34,22 @@ def loaded(path: str, held: bytes | None = None) -> Any:
         raise ModelFileError(f"{path}: onnx cannot load it ({type(error).__name__}: {text}).") from error
 
 
-def data_file(path: str) -> bool:
-    """Whether a model keeps arrays in another file."""
+def in_other_files(path: str) -> set[str]:
+    """The names of the arrays of a model that lie in files beside it."""
     onnx: Any = require("onnx", "onnx", PURPOSE)
-    model = onnx.load(path, load_external_data=False)
     helper: Any = require("onnx.external_data_helper", "onnx", PURPOSE)
-    return any(helper.uses_external_data(each) for each in helper._get_all_tensors(model))
+    model = onnx.load(path, load_external_data=False)
+    return {each.name for each in helper._get_all_tensors(model) if helper.uses_external_data(each)}
 
 
-def save(model: Any, place: Path, data: str | None) -> None:
-    """Write a model; its arrays into the file ``data`` beside it, where that is given."""
+def save(model: Any, place: Path, outside: set[str]) -> None:
+    """Write a model; what is named, and what folding made, into a file ``<name>.data`` beside it."""
     onnx: Any = require("onnx", "onnx", PURPOSE)
-    if data is None:
-        onnx.save(model, str(place))
-    else:
-        onnx.save(model, str(place), save_as_external_data=True, all_tensors_to_one_file=True, location=data)
+    helper: Any = require("onnx.external_data_helper", "onnx", PURPOSE)
+    for tensor in helper._get_all_tensors(model) if outside else ():
+        if (tensor.name in outside or FOLDED in tensor.name) and tensor.HasField("raw_data"):
+            helper.set_external_data(tensor, f"{place.name}.data")
+    onnx.save(model, str(place))
 
 
 def changed(original: Any, change: Callable[[Any], None]) -> Any:
@@ -107,12 +108,12 @@ def _replace_weights(model: Any, change: Change, helper: Any, names: set[str]) -
     settings = change.operation.settings
     node = _node(graph, change.operation)
     old = [node.input[1]]
-    node.input[1] = _added(model, change.kernel, f"{node.input[1]}_folded", helper, names)
+    node.input[1] = _added(model, change.kernel, f"{node.input[1]}{FOLDED}", helper, names)
     if settings.get("bias_node") is not None:
         adding = _maker(graph, change.operation.outputs[0])
         at = list(adding.input).index(settings["bias_name"])
         old.append(adding.input[at])
-        adding.input[at] = _added(model, change.bias, f"{settings['bias_name']}_folded", helper, names)
+        adding.input[at] = _added(model, change.bias, f"{settings['bias_name']}{FOLDED}", helper, names)
     elif node.op_type == "MatMul":
         _add_after(model, node, _added(model, change.bias, f"{node.input[1]}_bias", helper, names), names)
     else:
