@@ -17,6 +17,7 @@ from batchnorm.errors import ArgumentError
 from batchnorm.models.change import Change
 from batchnorm.models.modelfile import ModelFile
 
+from .epsilons import Epsilon
 from .loading import load
 from .proving import guessed
 
@@ -143,7 +144,7 @@ class TorchTarget:
         return torch_live.from_live(self.result)
 
 
-def target_of(model: Any, epsilon: float | None, out: str | os.PathLike[str] | None) -> Target:
+def target_of(model: Any, epsilon: Epsilon | None, out: str | os.PathLike[str] | None) -> Target:
     """The model, read as what can be folded.
 
     Raises
@@ -179,7 +180,7 @@ def _unfit(form: str) -> ArgumentError:
     return ArgumentError(f"fold: {form} models are not folded; what is: {FOLDED}.")
 
 
-def _keras_target(model: Any, read: ModelFile, epsilon: float | None, is_file: bool, out: Any) -> Target:
+def _keras_target(model: Any, read: ModelFile, epsilon: Epsilon | None, is_file: bool, out: Any) -> Target:
     _check_ending(out, (".keras", ".h5", ".hdf5"))
     if not is_file:
         return KerasTarget(read, model)

@@ -19,6 +19,7 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, NoBatchNorm
 from batchnorm.models.change import Change
 
+from .epsilons import Epsilon
 from .fold_targets import Target, place_for, target_of
 from .folded import Folding
 from .loading import check_epsilon, chosen, hashed, notes_of
@@ -52,7 +53,7 @@ def fold(
     seed: int = 0,
     skip: Sequence[str] = (),
     force: bool = False,
-    epsilon: float | None = None,
+    epsilon: Epsilon | None = None,
 ) -> Folding:
     """Fold batch normalizations into the convolutions and dense layers beside them, and prove that nothing changes.
 
@@ -75,8 +76,8 @@ def fold(
         Layers, by their names or unambiguous tails, that are left as they are.
     force : bool
         Replace an existing ``out``.
-    epsilon : float, optional
-        The epsilon, where the file holds none.
+    epsilon : float, "hint" or path, optional
+        The epsilon, where the file holds none; see `load`.
 
     Returns
     -------

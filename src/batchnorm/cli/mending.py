@@ -32,7 +32,7 @@ def written(command: Callable[..., Any]) -> Callable[..., Any]:
 @output_options
 def fold_command(
     model: str,
-    eps: float | None,
+    eps: float | str | None,
     trust: bool,
     weights: str | None,
     out: str,
