@@ -45,6 +45,7 @@ bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/step_flax.py
 	$(BIN)/python benchmarks/debiasing_flax.py
 	$(BIN)/python benchmarks/cpu_kernels.py
+	$(BIN)/python benchmarks/folding.py
 
 bench-cpu: $(VENV)/.tests
 	$(BIN)/python benchmarks/cpu.py --short

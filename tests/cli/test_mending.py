@@ -1,5 +1,6 @@
 """fold, freeze and unfreeze as a user types them."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -52,6 +53,20 @@ def test_fold_as_json_with_data(run, tmp_path):
     assert [each.name for each in bn.load(tmp_path / "o.onnx").layers] == ["block_bn2"]
 
 
+def test_a_model_of_a_package(run, tmp_path):
+    """35 batch normalizations of a trained network for text, all of them folded."""
+    spec = importlib.util.find_spec("rapidocr_onnxruntime")
+    if spec is None:
+        pytest.skip("rapidocr-onnxruntime is not installed")
+    place = Path(spec.origin).parent / "models" / "ch_ppocr_mobile_v2.0_cls_infer.onnx"
+    done = run("fold", place, "-o", tmp_path / "o.onnx", "--json")
+    assert done.status == 0
+    document = json.loads(done.out)
+    assert len(document["folded"]) == document["proof"]["depth"] == 35
+    assert document["proof"]["max_rel"] <= min(1e-5, document["proof"]["bound"])
+    assert not bn.load(tmp_path / "o.onnx").layers
+
+
 def test_nothing_to_fold(run, tmp_path):
     done = run("fold", MODEL, "-o", tmp_path / "o.onnx", "--skip", "stem_bn,block_bn1,block_bn2")
     assert done.status == 1
@@ -69,6 +84,16 @@ def test_a_failed_proof_in_text(run, tmp_path, monkeypatch):
     assert "nothing was written" in " ".join(done.out.split())
     assert max(map(len, done.out.splitlines())) <= 80
     assert not os.listdir(tmp_path)
+
+
+def test_a_model_that_amplifies_rounding_is_said_to(run, tmp_path, monkeypatch):
+    """A failed proof says how far the model moves by itself; here the demand is set below any rounding."""
+    from batchnorm.api import folding
+
+    monkeypatch.setattr(folding, "tolerance", lambda terms, dtype: 1e-9)
+    done = run("fold", MODEL, "-o", tmp_path / "o.onnx")
+    assert done.status == 1
+    assert "amplifies rounding: it moves by" in " ".join(done.out.split())
 
 
 def test_bad_input(run, question, tmp_path):

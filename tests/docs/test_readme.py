@@ -35,12 +35,17 @@ def test_every_block_says_its_language():
     assert {kind for _, kind, _ in BLOCKS} <= {"python", "console", "toml"}
 
 
+def measured(text):
+    """The text without its rounding errors, which are those of the processor that it ran on."""
+    return re.sub(" +", " ", re.sub(r"\d(\.\d+)?e-\d\d", "#", text))
+
+
 @pytest.mark.parametrize("text", blocks("console"))
 def test_console_blocks_print_what_they_say(text, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command, expected, status in COMMAND.findall(text):
         assert run(shlex.split(command)) == int(status or 0)
-        assert capsys.readouterr().out.rstrip() == expected.rstrip()
+        assert measured(capsys.readouterr().out.rstrip()) == measured(expected.rstrip())
 
 
 @pytest.mark.parametrize("text", blocks("python"))

@@ -23,7 +23,7 @@ from .epsilons import Epsilon
 from .fold_targets import Target, place_for, target_of
 from .folded import Folding
 from .loading import check_epsilon, chosen, hashed, notes_of
-from .proving import Proof, batches, first_that_runs, like, proved
+from .proving import Nudged, Proof, batches, first_that_runs, like, proved
 
 __all__ = ["fold"]
 
@@ -41,6 +41,10 @@ CANCELS = (
     "--skip."
 )
 FAR = 100.0
+AMPLIFIES = (
+    "The model amplifies rounding: it moves by {:.3g} of its largest output by itself where its input moves in the "
+    "last digit."
+)
 NOTHING = "Nothing was folded, and nothing was written."
 OPTIMIZER = "The folded model is for inference: it is not compiled, and holds no optimizer."
 
@@ -164,7 +168,10 @@ def _proved(target: Target, place: Path | None, given: list[tuple[str, list[Any]
     tried = tuple(proved(read, copy, source, parts) for source, parts in given)
     dtype = max((edit.dtype for edit in plan.edits), key=unit_roundoff)
     proof = Proof(tried, tolerance(plan.terms, dtype), bound(plan.terms, dtype), len(plan.edits))
-    return _Found(plan, proof, None if proof.holds else _why(plan, proof, read.layers))
+    if proof.holds:
+        return _Found(plan, proof)
+    moved = max(proved(read, Nudged(read), source, parts).max_rel for source, parts in given)
+    return _Found(plan, proof, _why(plan, proof, read.layers, moved))
 
 
 def _inputs(target: Target, data: Any, seed: int) -> list[tuple[str, list[Any]]]:
@@ -203,7 +210,7 @@ def _neighbours(graph: Graph, norm: Operation) -> list[Operation | None]:
     return [*found, *(user for each in found[1:] if each is not None for user in graph.consumers(each.outputs[0]))]
 
 
-def _why(plan: Plan, proof: Proof, records: Sequence[LayerRecord]) -> str:
+def _why(plan: Plan, proof: Proof, records: Sequence[LayerRecord], moved: float) -> str:
     if not np.isfinite(proof.max_rel):
         return NOT_FINITE
     if not any(proof.tells(each) for each in proof.inputs):
@@ -212,6 +219,8 @@ def _why(plan: Plan, proof: Proof, records: Sequence[LayerRecord]) -> str:
     worst, deviations = max(((record.name, _distance(record)) for record in records if record.name in names),
                             key=lambda each: each[1])  # fmt: skip
     hint = CANCELS.format(worst, deviations) if deviations > FAR else "Leave layers out with --skip."
+    if moved > proof.max_rel / 4:
+        hint = f"{AMPLIFIES.format(moved)} {hint}"
     return FAILED.format(proof.max_rel, proof.tolerance, hint)
 
 

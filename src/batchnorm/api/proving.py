@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from batchnorm.errors import ArgumentError, BatchnormError
 
 from .inputs import batch_input
 
-__all__ = ["Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "like", "proved"]
+__all__ = ["Nudged", "Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "like", "proved"]
 
 SAMPLES = 8
 LENGTHS = (32, 64, 16, 8, 128, 224, 4, 1)
@@ -24,6 +24,14 @@ CHUNK = 32
 WIDEST = 64
 FLOOR = 0.024
 """Of the tolerance: four units of roundoff, 2.4e-7 in float32."""
+
+
+class Runs(Protocol):
+    """What can be run."""
+
+    def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Any]:
+        """Outputs, and what was captured."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,7 @@ def guessed(graph: Graph) -> list[Input]:
     return found
 
 
-def proved(first: Model, second: Model, source: str, data: Iterable[Any]) -> Tried:
+def proved(first: Runs, second: Runs, source: str, data: Iterable[Any]) -> Tried:
     """Run two models on the same batches and compare all their outputs.
 
     Raises
@@ -174,6 +182,28 @@ def _flat(outputs: Any) -> Iterator[NDArray[Any]]:
 def _count(batch: Any) -> int:
     array: Any = next(iter(cast("dict[str, Any]", batch).values())) if isinstance(batch, dict) else batch
     return int(np.shape(array)[0]) if np.ndim(array) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Nudged:
+    """A model whose floating-point inputs move by one unit in the last place, up or down: what rounding does to it."""
+
+    model: Model
+
+    def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Any]:
+        """See `batchnorm.core.protocols.Model`."""
+        if isinstance(x, dict):
+            moved: Any = {key: _nudged(each) for key, each in cast("dict[str, NDArray[Any]]", x).items()}
+        else:
+            moved = _nudged(x)
+        return self.model.run(moved, capture)
+
+
+def _nudged(given: NDArray[Any]) -> NDArray[Any]:
+    if given.dtype.kind != "f":
+        return given
+    up = np.random.default_rng(0).random(given.shape) < 0.5
+    return np.where(up, np.nextafter(given, np.inf), np.nextafter(given, -np.inf)).astype(given.dtype)
 
 
 def batches(data: Any, wanted: Sequence[Input] | None) -> Iterator[Any]:
