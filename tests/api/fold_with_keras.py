@@ -126,6 +126,7 @@ def main(folder):
     found["half"] = half(folder)
     found["dead"] = outcome(bn.fold(dead()))
     found["data"] = outcome(bn.fold(sequential(), data=np.ones((70, 6), "f4"), skip=["first"]))
+    found["ours"] = outcome(bn.fold(ours()))
     found["custom"] = outcome(bn.fold(custom()))
     freezing(folder, found)
     (folder / "found.json").write_text(json.dumps(found))
@@ -176,6 +177,16 @@ def custom():
     x = keras.Input((8, 8, 3))
     y = norm(Conv2D(4, 1, name="twice")(x), "of_custom")
     return trained(keras.Model(x, norm(L.Conv2D(2, 1, name="c")(L.ReLU()(y)), "fine")))
+
+
+def ours():
+    """This package's own layer, plain and with an activation in it."""
+    from batchnorm.keras import BatchNormalization
+
+    layers = [keras.Input((8, 8, 3)), L.Conv2D(4, 3, name="c"), BatchNormalization(name="ours"), L.ReLU()]
+    return trained(
+        keras.Sequential([*layers, L.Conv2D(4, 3, name="d"), BatchNormalization(name="acts", activation="relu")])
+    )
 
 
 def freezing(folder, found):

@@ -123,6 +123,12 @@ def test_a_class_of_the_users_own_is_left_alone(found):
     assert "class of its own" in found["custom"]["refused"]["of_custom"]
 
 
+def test_layers_of_this_package(found):
+    assert set(found["ours"]["folded"]) == {"ours"}
+    assert set(found["ours"]["refused"]) == {"acts"}
+    assert found["ours"]["document"]["proof"]["holds"]
+
+
 def test_freezing_a_file_changes_one_flag(folder, found):
     one = found["frozen"]
     jsonschema.validate(one, json.loads((SCHEMAS / "freeze.json").read_text("utf-8")))

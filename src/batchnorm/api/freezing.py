@@ -89,7 +89,8 @@ def _set(model: Any, out: str | os.PathLike[str] | None, force: bool, *, frozen:
         if not frozen:
             raise ArgumentError(f"unfreeze: {read.path}: an ONNX graph holds no training to go back to.")
         return _onnx(read, hashed(model, read), Path(out), force)
-    raise ArgumentError(f"{who}: {read.format} models are not changed; {FORMATS}.")
+    kind = f"{read.format} models are" if is_file else "folders are"
+    raise ArgumentError(f"{who}: {kind} not changed; {FORMATS}.")
 
 
 def _live(model: Any, out: Any, frozen: bool, who: str) -> Freezing:

@@ -57,6 +57,9 @@ def described(
 
 def _unfoldable(item: Config, config: Config) -> str | None:
     """Why what a class does cannot be told from its config; None where it can."""
+    is_ours = str(item.get("registered_name")).startswith("batchnorm>")
+    if is_ours and config.get("activation") in (None, "linear") and config.get("statistics", "moving") == "moving":
+        return None
     if not is_builtin(item):
         return "is of a class of its own, which may do more"
     if config.get("lora_rank") is not None:

@@ -98,7 +98,7 @@ def _record(name: str, module: Any, axis: int | tuple[int, ...]) -> LayerRecord:
         decay=float(module.momentum) if statistics == "moving" else None,
         momentum=float(module.momentum),
         ddof=int(getattr(module, "ddof", 0)),
-        mode="by-call",
+        mode="frozen" if getattr(module, "frozen", False) is True else "by-call",
         gamma=None if module.scale is None else _array(module.scale),
         beta=None if module.bias is None else _array(module.bias),
         moving_mean=mean,
