@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS := -c tests/constraints.txt
 
-.PHONY: help demo test check format bench bench-cpu docs models clean
+.PHONY: help demo test check format bench bench-cpu docs models corpus corpus-report clean
 
 help:
 	@echo "make demo     build $(VENV) with the light dependencies, answer the question, look at a real model"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench    the figures: accuracy against its bounds, start-up against import keras, layers against theirs"
 	@echo "make bench-cpu  speed on the CPU beside torch, JAX, TensorFlow and onnxruntime, in two minutes (all: benchmarks/cpu.py)"
 	@echo "make docs     regenerate the tables that docs/ takes from the code"
+	@echo "make corpus   train the networks of tests/corpus anew and plant their faults; corpus-report: recall, false alarms"
 	@echo "make models   write the model files of examples/ anew, with Keras"
 
 demo: $(VENV)/.light
@@ -57,6 +58,15 @@ docs: $(VENV)/.tests
 
 models: $(VENV)/.tests
 	KERAS_BACKEND=jax $(BIN)/python examples/make_models.py
+
+corpus: $(VENV)/.tests
+	rm -rf tests/corpus/files
+	KERAS_BACKEND=jax $(BIN)/python tests/corpus/make_keras.py
+	$(BIN)/python tests/corpus/make_torch.py
+	$(BIN)/python tests/corpus/manifest.py pack
+
+corpus-report: $(VENV)/.tests
+	$(BIN)/python tests/corpus/report.py --others
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

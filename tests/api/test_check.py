@@ -77,7 +77,7 @@ def test_remedies_name_the_file_or_are_a_line_of_code(tmp_path):
     path.write_bytes((ROOT / "examples/question.keras").read_bytes())
     (finding,) = document(bn.check(path))["findings"]
     assert f"batchnorm recalibrate '{path}' --debias" in finding["remedy"]
-    layer = bn.BatchNormalization(1, momentum=0.99)
+    layer = bn.BatchNormalization(momentum=0.99)
     layer(f32([1.0], [5.0]), training=True)
     (finding,) = document(bn.check(layer))["findings"]
     assert finding["remedy"] == "bn.recalibrate(model, loader)"

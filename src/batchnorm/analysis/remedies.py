@@ -42,6 +42,16 @@ def _train_longer(case: Case) -> str | None:
     )
 
 
+def _recalibrate(case: Case) -> str | None:
+    weight = case.record.initial_weight
+    if weight is None or weight < GONE or not case.record.updates or case.record.untouched():
+        return None
+    return (
+        "With data like that of the training, estimate the statistics anew: batchnorm recalibrate MODEL --data FILE "
+        "-o OUT. batchnorm check MODEL --data FILE says first how far training and inference part."
+    )
+
+
 def _lower_momentum(case: Case) -> str | None:
     record, weight = case.record, case.record.initial_weight
     if weight is None or weight < GONE or not record.updates or record.untouched():
@@ -61,7 +71,8 @@ def _take_it_out(case: Case) -> str | None:
     how = f"Or take the initial value out: (moving - {brief(weight)}*initial)/(1 - {brief(weight)})"
     values = f"moving_mean {brief(lead.debiased.mean)}, moving_variance {brief(lead.debiased.variance)}"
     negative = "" if lead.debiased.variance >= 0 else " (a negative variance: the counter cannot be right)"
-    return f'{how} gives {values}{case.in_lead}{negative}. A layer with statistics="debiased" does so by itself.'
+    command = "batchnorm recalibrate MODEL --debias -o OUT"
+    return f'{how} gives {values}{case.in_lead}{negative}: {command}. Layers with statistics="debiased" never hold it.'
 
 
 def _start_training(case: Case) -> str | None:
@@ -77,8 +88,9 @@ def _restore(case: Case) -> str | None:
     if case.sign("BN101") is None and case.sign("BN102") is None:
         return None
     return (
-        "Go back to a checkpoint from before the damage, or estimate the statistics anew from data; then look for the "
-        "batch that brought it (a NaN in the input, an overflow in half precision)."
+        "Go back to a checkpoint from before the damage, or estimate the statistics anew from data: batchnorm "
+        "recalibrate MODEL --data FILE -o OUT. Then look for the batch that brought it (a NaN in the input, an "
+        "overflow in half precision)."
     )
 
 
@@ -117,6 +129,7 @@ REMEDIES: tuple[Callable[[Case], str | None], ...] = (
     _start_training,
     _same_input,
     _use_the_batch,
+    _recalibrate,
     _train_longer,
     _lower_momentum,
     _take_it_out,

@@ -36,24 +36,21 @@ CAUSES = {
 RECALIBRATE = "batchnorm recalibrate MODEL --data FILE -o OUT"
 IN_CODE = "bn.recalibrate(model, loader)"
 MOST_NAMED = 3
-LEARNS = (None, "by-call", "training", "batch-statistics", "inference")
 
 
 def gaps(subject: Subject) -> Iterator[tuple[LayerRecord, Measured, Effect]]:
-    """Each layer that the data reached and that has statistics to compare, in the order of the data's way.
-
-    A frozen layer normalises with the stored statistics in training, too: there the modes cannot part.
-    """
+    """Each layer that the data reached and that has statistics to compare, in the order of the data's way."""
     assert subject.data is not None
     for record in subject.records:
         seen = subject.data.layers.get(record.name)
-        if seen is not None and of.held(record) and record.mode in LEARNS:
+        if seen is not None and of.held(record):
             yield record, seen, effect(record, seen)
 
 
 def train_inference_gap(subject: Subject) -> Iterable[Hit]:
     """Where training and inference part first, by how much, and why."""
-    found = list(gaps(subject))
+    # A frozen layer normalises with the stored statistics in training, too: there the modes cannot part.
+    found = [one for one in gaps(subject) if one[0].mode != "frozen"]
     parted = [one for one in found if one[2].significant and one[2].size >= SHOWS]
     if parted:
         yield _gap_hit(parted, len(found))

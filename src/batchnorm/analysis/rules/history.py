@@ -66,8 +66,26 @@ def _all_initial(record: LayerRecord) -> Hit:
     )
 
 
-def not_converged(record: LayerRecord) -> Hit | None:
+def not_converged(subject: Subject) -> Iterable[Hit]:
     """From decay and updates: too much of the initial value is left."""
+    for record in subject.records:
+        hit = _initial_left(record)
+        if hit is not None and not any(_contradicts(other, record) for other in subject.records):
+            yield hit
+
+
+def _contradicts(other: LayerRecord, record: LayerRecord) -> bool:
+    """Whether another layer shows that the number of updates is not that of the whole history.
+
+    Layers are trained together: where a fine-tuned model's new counter cannot be right for one of them, it is not for
+    the others.
+    """
+    if other.updates_doubt is None or other.mode == "frozen" or other.renorm or record.updates_source == "option":
+        return False
+    return other.with_updates(record.updates, "optimizer iterations").updates is None
+
+
+def _initial_left(record: LayerRecord) -> Hit | None:
     share, weight = of.initial_share(record), record.initial_weight
     if share is None or weight is None or record.moving_mean is None or record.untouched():
         return None

@@ -51,7 +51,7 @@ class PaddingSeen:
         for sample, run in zip(rows, runs, strict=True):
             if run >= SHORTEST:
                 self._see(sample[-1].astype(np.float64))
-        positions: Any = np.arange(rows.shape[1])
+        positions: Any = np.arange(int(rows.shape[1]))
         kept: Any = positions < (rows.shape[1] - hidden)[:, None]
         found = Accumulator.of(rows[kept], -1) if kept.any() else None
         if found is not None:

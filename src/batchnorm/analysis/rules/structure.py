@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batchnorm.analysis.numbers import brief, count
 from batchnorm.core.graph import Graph, Kind, Operation
@@ -197,7 +198,7 @@ def _calls_apart(record: LayerRecord, seen: Measured) -> float | None:
         means = (all_means.max(axis=0) - all_means.min(axis=0)) / s
         spreads = (all_spreads.max(axis=0) - all_spreads.min(axis=0)) / s
         square = means**2 + spreads**2
-        noise = (seen.mean_noise / s**2 + seen.variance_noise / (4 * s**4)) * 2 / seen.samples
+        noise: NDArray[np.float64] = (seen.mean_noise / s**2 + seen.variance_noise / (4 * s**4)) * 2 / seen.samples
     usable: of.Mask = np.asarray(np.isfinite(square) & np.isfinite(noise), bool)
     if not usable.any():
         return None

@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = (
         "statistics-not-converged",
         "warning",
         "Too much of the initial value is left",
-        on_each(history.not_converged),
+        history.not_converged,
     ),
     Rule(
         "BN108",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batchnorm.analysis.numbers import brief, percent
 from batchnorm.core.record import ARRAYS, LayerRecord
@@ -33,6 +34,8 @@ DEAD_SHARE = 0.5
 LARGE_SCALE = 1e3
 """A thousandth of change in the input is a whole unit after it; of 40,000 channels of published models the largest
 that is no dead channel reaches 60."""
+LARGE_GAMMA = 10.0
+"""A layer whose inputs are all tiny has such scales, too, and is sound: its gamma is an ordinary one."""
 SCALE_OF_MEDIAN = 100.0
 """A channel stretched a hundred times as much as its neighbours decides the next layer alone."""
 LARGEST_USUAL_EPSILON = 1e-3
@@ -184,7 +187,8 @@ def exploding_scale(record: LayerRecord) -> Hit | None:
     if not (usual & np.isfinite(scale)).any():
         return None
     median = float(np.median(scale[usual & np.isfinite(scale)]))
-    channels = of.indices(usual & np.isfinite(scale) & ((scale > LARGE_SCALE) | (scale > SCALE_OF_MEDIAN * median)))
+    large = (scale > LARGE_SCALE) & (_sizes(record) > LARGE_GAMMA)
+    channels = of.indices(usual & np.isfinite(scale) & (large | (scale > SCALE_OF_MEDIAN * median)))
     if not channels:
         return None
     worst = max(channels, key=lambda c: scale[c])
@@ -205,6 +209,10 @@ def exploding_scale(record: LayerRecord) -> Hit | None:
         ),
         evidence={"median": median, "largest": float(scale[worst]), "scale": of.numbers(scale, channels)},
     )
+
+
+def _sizes(record: LayerRecord) -> NDArray[np.float64]:
+    return np.ones(record.channels) if record.gamma is None else np.abs(of.wide(record.gamma))
 
 
 def cancellation_risk(record: LayerRecord) -> Hit | None:
