@@ -55,6 +55,7 @@ docs: $(VENV)/.tests
 	$(BIN)/python tests/analysis/test_golden.py
 	$(BIN)/python tests/docs/test_readme.py
 	$(BIN)/python docs/conventions.py
+	$(BIN)/python docs/rules.py
 
 models: $(VENV)/.tests
 	KERAS_BACKEND=jax $(BIN)/python examples/make_models.py

@@ -116,10 +116,13 @@ def check(
 
 
 def _run(read: Model, data: Any, labels: Any, batch_size: int | None) -> Run:
+    from batchnorm.engines.randomness import random_state_kept
+
     from .batches import batches_of, is_whole
 
     batched = batch_size is not None or not is_whole(data)
-    return run_on(read, batches_of(data, labels, batch_size), batched)
+    with random_state_kept():  # a loader that shuffles draws from it
+        return run_on(read, batches_of(data, labels, batch_size), batched)
 
 
 def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:

@@ -52,6 +52,8 @@ def described(
     if name == "Dense" and "units" in config:
         more = _activation(config) | {"channel_axis": -1, "kernel_out_axis": 1, "kernel_in_axis": 0}
         return replace(operation, kind="dense", settings=settings | more, weights=_weights(layer, fetch, more))
+    if name == "Activation":
+        settings |= _activation(config)
     return replace(operation, kind=_kind(name, config, operation, item, node), settings=settings)
 
 

@@ -197,12 +197,12 @@ def _calls_apart(record: LayerRecord, seen: Measured) -> float | None:
         all_spreads = np.stack([np.sqrt(call.variance(0) + epsilon) for call in seen.calls])
         means = (all_means.max(axis=0) - all_means.min(axis=0)) / s
         spreads = (all_spreads.max(axis=0) - all_spreads.min(axis=0)) / s
-        square = means**2 + spreads**2
+        square: NDArray[np.float64] = means**2 + spreads**2
         noise: NDArray[np.float64] = (seen.mean_noise / s**2 + seen.variance_noise / (4 * s**4)) * 2 / seen.samples
     usable: of.Mask = np.asarray(np.isfinite(square) & np.isfinite(noise), bool)
     if not usable.any():
         return None
-    found, chance = float(np.mean(square[usable])), float(np.mean(noise[usable]))
+    found, chance = float(np.mean(square, where=usable)), float(np.mean(noise, where=usable))
     return float(np.sqrt(found)) if found > SHOWS**2 and found > SIGNIFICANT * chance else None
 
 

@@ -1,0 +1,34 @@
+"""Write docs/RULES.md, the list of what `batchnorm check` looks for: ``python docs/rules.py``."""
+
+from pathlib import Path
+
+from batchnorm.analysis.rules import RULES
+
+HERE = Path(__file__).parent
+PAGES = "../src/batchnorm/analysis/rules/pages"
+NEEDS = {"records": "the file", "graph": "the graph", "data": "data", "models": "several models"}
+
+
+def text() -> str:
+    """The whole page."""
+    rows = [
+        f"| [{rule.code}]({PAGES}/{rule.code}.md) | {rule.name} | {rule.level} | {NEEDS[rule.needs]} | {rule.title} |"
+        for rule in RULES
+    ]
+    return "\n".join([*HEAD, *rows, ""])
+
+
+HEAD = """# The rules of `batchnorm check`
+
+Each rule has a code for good, a name, the worst level it can give, and a page: the link, or `batchnorm rule CODE`. A
+rule fires on what it can prove from the file, and from the data where it says so; where it cannot know it is silent.
+Notes that repeat over layers are one finding with a list.
+
+Recall and false alarms are measured on a corpus of small trained networks, sound ones and ones with a planted fault,
+in every format: `make corpus-report`.
+
+| code | name | level | looks at | finds |
+|---|---|---|---|---|""".splitlines()
+
+if __name__ == "__main__":
+    (HERE / "RULES.md").write_text(text(), encoding="utf-8")
