@@ -64,6 +64,7 @@ corpus: $(VENV)/.tests
 	rm -rf tests/corpus/files
 	KERAS_BACKEND=jax $(BIN)/python tests/corpus/make_keras.py
 	$(BIN)/python tests/corpus/make_torch.py
+	$(BIN)/python tests/corpus/make_flax.py
 	$(BIN)/python tests/corpus/manifest.py pack
 
 corpus-report: $(VENV)/.tests

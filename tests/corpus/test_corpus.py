@@ -47,5 +47,6 @@ def test_the_corpus_is_as_wide_as_it_should_be():
     assert set(planted) == {rule.code for rule in RULES}
     assert min(planted.values()) >= 3, planted
     assert sum(1 for entry in ALL if not entry.rule) >= 40
+    assert {entry.framework for entry in ALL} == {"keras", "torch", "flax"}
     assert len({entry.arch for entry in ALL}) >= 6
     assert ARCHIVE.stat().st_size < 5_000_000
