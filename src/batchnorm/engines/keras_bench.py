@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import pathlib
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, cast
@@ -20,7 +21,7 @@ from . import keras as live
 from .eager import Call, Eager, Visit
 from .randomness import random_state_kept
 
-__all__ = ["ModelBench", "commit"]
+__all__ = ["ModelBench", "commit", "save"]
 
 VARIABLES = ("moving_mean", "moving_variance", "remaining", "moving_stddev")
 NO_INITIAL = {"remaining": 0.0}
@@ -135,6 +136,17 @@ def commit(layers: Mapping[str, Any], statistics: Mapping[str, tuple[Any, Any]])
         for held, before in kept:
             held.assign(before)
         raise
+
+
+def save(model: Any, layers: Mapping[str, Any], path: pathlib.Path, statistics: Mapping[str, tuple[Any, Any]]) -> None:
+    """Write a live model with new statistics as Keras does; the model stays as it is."""
+    kept = [(held, live.array_of(held)) for name in statistics for held in _held(layers[name])]
+    commit(layers, statistics)
+    try:
+        model.save(path)
+    finally:
+        for held, before in kept:
+            held.assign(before)
 
 
 def _held(layer: Any) -> list[Any]:

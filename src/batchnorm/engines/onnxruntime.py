@@ -18,7 +18,7 @@ from batchnorm.errors import require
 
 from .session import Input, Session, feed, refused, require_layers, require_visible
 
-__all__ = ["open_model", "with_outputs"]
+__all__ = ["ERRORS_ONLY", "EXTERNAL", "PURPOSE", "WAY_OUT", "input_of", "open_model", "with_outputs"]
 
 PURPOSE = "Running .onnx files"
 WAY_OUT = "Run it in the program that it was made for"
@@ -85,7 +85,7 @@ class _Onnx:
         self._places = places
         self._sessions: dict[tuple[str, ...], Any] = {}
         self._plain = self._session(())
-        self.inputs = [_input(argument) for argument in self._plain.get_inputs()]
+        self.inputs = [input_of(argument) for argument in self._plain.get_inputs()]
         self._outputs = [argument.name for argument in self._plain.get_outputs()]
 
     def __call__(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
@@ -129,7 +129,8 @@ class _Onnx:
         return Path(self._path).read_bytes() if self._held is None else self._held
 
 
-def _input(argument: Any) -> Input:
+def input_of(argument: Any) -> Input:
+    """An input of a session, as it says itself."""
     shape = tuple(length if isinstance(length, int) else None for length in argument.shape)
     dtype = TYPES.get(argument.type)
     return Input(argument.name, shape, None if dtype is None else np.dtype(dtype))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from batchnorm.errors import Refused, require
 
 from . import torch as live
 from .eager import Call, Eager, Visit
-from .torch_state import array_of
+from .torch_state import array_of, same_numbers
 
-__all__ = ["ModuleBench", "commit", "frozen_by_hand", "tensor_moments"]
+__all__ = ["ModuleBench", "TensorCall", "commit", "frozen_by_hand", "save", "tensor_moments"]
 
 BUFFERS = ("running_mean", "running_var")
 
@@ -150,6 +151,18 @@ def commit(modules: Mapping[str, Any], statistics: Mapping[str, tuple[Any, Any]]
             for buffer, before in kept:
                 buffer.copy_(before)
             raise
+
+
+def save(model: Any, modules: Mapping[str, Any], path: pathlib.Path, statistics: Mapping[str, tuple[Any, Any]]) -> None:
+    """Write the state dict of a live module with new statistics; the module stays as it is."""
+    torch: Any = require("torch", "torch", live.PURPOSE)
+    with same_numbers(model.buffers()):
+        commit(modules, statistics)
+        state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        require("safetensors.torch", "torch", "Writing .safetensors files").save_file(state, path)
+    else:
+        torch.save(state, path)
 
 
 def _write(torch: Any, module: Any, mean: Any, variance: Any) -> None:

@@ -72,7 +72,7 @@ def load_weights_only(path: str, *, is_zip: bool) -> Any:
 
 
 def load_places(path: str) -> Any:
-    """As `load_weights_only` of the newer form, but its tensors know where they lie in the file and hold nothing."""
+    """As `load_weights_only` of the newer form; the tensors know where in the file they lie, and hold no numbers."""
     _torch("Writing PyTorch's files")
     fake: Any = require("torch._subclasses.fake_tensor", "torch", "Writing PyTorch's files")
     with fake.FakeTensorMode():

@@ -9,7 +9,7 @@ import contextlib
 import os
 import warnings
 import zipfile
-from collections.abc import Container, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from batchnorm.core.protocols import Capture
 from batchnorm.errors import BatchnormError, ModelFileError, require
 
-from .session import Input, Session, feed, refused, require_layers, require_visible
+from .session import Input, feed, refused, require_layers, require_visible
 from .torch_state import array_of, same_random_state, tensor_of
 
-__all__ = ["open_program"]
+__all__ = ["Program", "open_program"]
 
 PURPOSE = "Running .pt2 files"
 WAY_OUT = "Run it in the program that wrote it"
@@ -33,7 +33,7 @@ CODE = ("custom_obj_", "opaque_obj_")
 
 def open_program(
     path: str, names: Sequence[str], places: dict[str, tuple[int, ...]], operators: Container[str]
-) -> Session:
+) -> Program:
     """Load an exported program in PyTorch, without the pickled objects that such a file may bring along.
 
     Parameters
@@ -65,7 +65,7 @@ def open_program(
     except Exception as error:
         raise refused(path, "PyTorch", error, WAY_OUT) from error
     calls = [node for node in program.graph.nodes if _operator(node) in operators]
-    return _Program(torch, path, (program, calls), list(names), places)
+    return Program(torch, path, (program, calls), list(names), places)
 
 
 def _refuse_code(path: str) -> None:
@@ -90,7 +90,7 @@ def _weights_only() -> Generator[None]:
             os.environ[FORCE] = before
 
 
-class _Program:
+class Program:
     """A loaded program; each run gets copies of its buffers, so that a graph of training mode changes nothing."""
 
     def __init__(
@@ -122,27 +122,60 @@ class _Program:
                 found = self._run(given, watched, captured)
             except Exception as error:
                 raise refused(self._path, "PyTorch", error, WAY_OUT) from error
-        return self._outputs(found), captured
+        return self.outputs(found), captured
 
     def _run(self, given: dict[str, NDArray[Any]], watched: dict[Any, str], captured: Capture) -> Sequence[Any]:
-        fx: Any = require("torch.fx", "torch", PURPOSE)
-
         single = self._torch.Tensor
+        entries: dict[Any, NDArray[Any]] = {}
+
+        def before(node: Any, x: Any) -> None:
+            entries[node] = array_of(x)
+
+        def after(node: Any, value: Any) -> None:
+            leave = array_of(value if isinstance(value, single) else value[0])
+            captured[watched[node]].append((entries.pop(node), leave))
+
+        return self.interpret(given, watched, before, after)
+
+    def feed(self, x: Any) -> dict[str, NDArray[Any]]:
+        """The arrays of each input by name."""
+        return feed(x, self._inputs)
+
+    def nodes(self, layer: str) -> list[Any]:
+        """The calls of a layer in the graph."""
+        return [self._calls[place] for place in self._places.get(layer, ()) if place < len(self._calls)]
+
+    def interpret(
+        self,
+        given: dict[str, NDArray[Any]],
+        watched: Container[Any],
+        before: Callable[[Any, Any], None],
+        after: Callable[[Any, Any], None] | None = None,
+        held: Mapping[str, Any] | None = None,
+    ) -> Sequence[Any]:
+        """Run the graph; ``before`` sees the first argument of each watched node, ``after`` what it gives.
+
+        ``held`` are other tensors for buffers and constants, by their names in the program's state.
+        """
+        fx: Any = require("torch.fx", "torch", PURPOSE)
 
         class Watching(fx.Interpreter):
             def run_node(self, n: Any) -> Any:
-                arguments = self.fetch_args_kwargs_from_env(n) if n in watched else None
-                entry = None if arguments is None else array_of((*arguments[0], *arguments[1].values())[0])
+                if n not in watched:
+                    return super().run_node(n)  # pyright: ignore[reportUnknownVariableType]
+                arguments = self.fetch_args_kwargs_from_env(n)
+                before(n, (*arguments[0], *arguments[1].values())[0])
                 value: Any = super().run_node(n)  # pyright: ignore[reportUnknownVariableType]
-                if entry is not None:
-                    leave = array_of(value if isinstance(value, single) else value[0])
-                    captured[watched[n]].append((entry, leave))
+                if after is not None:
+                    after(n, value)
                 return value  # pyright: ignore[reportUnknownVariableType]
 
-        values = [self._value(node.name, given) for node in self._program.graph.nodes if node.op == "placeholder"]
+        other = held or {}
+        names = [node.name for node in self._program.graph.nodes if node.op == "placeholder"]
+        values = [self._value(name, given, other) for name in names]
         return Watching(self._program.graph_module).run(*values, enable_io_processing=False)
 
-    def _value(self, name: str, given: dict[str, NDArray[Any]]) -> Any:
+    def _value(self, name: str, given: dict[str, NDArray[Any]], other: Mapping[str, Any]) -> Any:
         """What stands for an input of the graph: the user's, a parameter, or a copy of a buffer or constant."""
         if name in given:
             return tensor_of(given[name])
@@ -151,11 +184,13 @@ class _Program:
             return program.state_dict[signature.inputs_to_parameters[name]]
         if name in signature.inputs_to_buffers:
             buffer = signature.inputs_to_buffers[name]
+            if buffer in other:
+                return other[buffer]  # itself: it may be written to before the layer runs
             held = program.state_dict if buffer in program.state_dict else program.constants
             return held[buffer].clone()
         return program.constants[signature.inputs_to_lifted_tensor_constants[name]].clone()
 
-    def _outputs(self, found: Sequence[Any]) -> Any:
+    def outputs(self, found: Sequence[Any]) -> Any:
         """The user's outputs, less what the graph hands back to update its buffers."""
         specs = self._program.graph_signature.output_specs
         arrays = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from batchnorm.core.graph import Graph, LazyGraph, NoGraph
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.keras import array_of, live_layers, run_live
-from batchnorm.engines.keras_bench import ModelBench, commit
+from batchnorm.engines.keras_bench import ModelBench, commit, save
 from batchnorm.errors import ArgumentError
 
 from .keras_config import Layer, read_layers
@@ -55,6 +55,7 @@ def from_live(model: Any) -> ModelFile:
         lazy_graph=LazyGraph(partial(_graph, model)),
         bench=partial(ModelBench, model, records, dict(found)),
         commit=partial(commit, dict(found)),
+        writer=partial(save, model, dict(found)) if hasattr(model, "save") else None,
     )
 
 

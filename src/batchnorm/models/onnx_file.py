@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm.core.calibration import Bench
 from batchnorm.core.graph import Graph as OperationGraph
 from batchnorm.core.graph import LazyGraph
 from batchnorm.core.record import LayerRecord, Mode
@@ -28,6 +29,7 @@ from .onnx_arrays import Constant
 from .onnx_graph import Functions, Graph, Node, Scope, is_standard
 from .onnx_operations import graph_of
 from .onnx_unfused import unfused_record
+from .onnx_writer import shared, write
 from .protobuf import Message
 from .stack_trace import innermost_line
 
@@ -110,6 +112,27 @@ def _session(path: str, held: bytes | None, names: tuple[str, ...], places: dict
     return open_model(path, held, names, places)
 
 
+def _bench(path: str, held: bytes | None, records: tuple[LayerRecord, ...], calls: dict[str, list[str]]) -> Bench:
+    from batchnorm.engines.onnx_bench import OnnxBench
+
+    able = [each for each in records if each.name in calls and each.mode == "inference"]
+    able = [each for each in able if each.moving_mean is not None and each.moving_variance is not None]
+    return OnnxBench(path, held, able, {each.name: calls[each.name] for each in able})
+
+
+def _untouched(records: tuple[LayerRecord, ...], whole: dict[str, str], twins: dict[str, str]) -> dict[str, str]:
+    """Layers whose statistics are not replaced, with the reason."""
+    found: dict[str, str] = {}
+    for record in records:
+        if record.name in twins:
+            found[record.name] = f"holds the statistics of {twins[record.name]}"
+        elif record.name not in whole:
+            found[record.name] = "not one BatchNormalization of the outermost graph"
+        elif record.mode != "inference":
+            found[record.name] = "the graph normalises it with the batch"
+    return found
+
+
 @contextmanager
 def _guard(path: str) -> Generator[None]:
     try:
@@ -140,6 +163,7 @@ class _Walk:
         self.nodes_left = MOST_NODES
         self.elements_left = MOST_ELEMENTS
         self.others: list[str] = []
+        self.statistics: dict[str, tuple[str, str]] = {}
         self.outside = self.computed = self.unfused = 0
 
     def model(self, scope: Scope) -> ModelFile:
@@ -150,6 +174,12 @@ class _Walk:
         names = tuple(record.name for record in records)
         counts = ((self.outside, INPUT_NOTE), (self.computed, COMPUTED_NOTE), (self.unfused, UNFUSED_NOTE))
         notes = tuple(note.format(count, len(records)) for count, note in counts if count)
+        whole = {name: leave for name, (_, leave) in places.items() if leave in self.statistics}
+        inputs = {name: self.statistics[leave] for name, leave in whole.items()}
+        twins = shared(records, inputs)
+        calls = {name: [leave] for name, leave in whole.items() if name not in twins}
+        for twin, owner in twins.items():
+            calls[owner].append(whole[twin])
         return ModelFile(
             path=self.path,
             format="onnx",
@@ -157,6 +187,9 @@ class _Walk:
             other_layers=tuple(self.others),
             notes=notes,
             runner=Lazy(partial(_session, self.path, self.held, names, places)),
+            bench=partial(_bench, self.path, self.held, records, calls),
+            writer=partial(write, self.path, self.held, records, calls),
+            untouched=_untouched(records, whole, twins),
         )
 
     def _records(self, scope: Scope) -> Iterator[tuple[LayerRecord, tuple[str, str] | None]]:
@@ -167,6 +200,8 @@ class _Walk:
             if is_standard(node.domain):
                 if node.op == "BatchNormalization":
                     record, ends = self._norm(place, node), (node.inputs[0], node.outputs[0] if node.outputs else "")
+                    if place.outer is None:
+                        self.statistics[ends[1]] = (node.inputs[3], node.inputs[4])
                 elif (unfused := unfused_record(place, node)) is not None:
                     record, ends = unfused[0], unfused[1:]
                     self.unfused += 1

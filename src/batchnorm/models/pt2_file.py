@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from batchnorm.core.calibration import Bench
 from batchnorm.core.graph import Graph, LazyGraph
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.session import Lazy, Session
-from batchnorm.errors import BatchnormError
+from batchnorm.errors import BatchnormError, Refused
 
 from .archive import Archive
 from .keras_records import numbered
-from .modelfile import ModelFile, quoted, unreadable
+from .modelfile import ModelFile, Pairs, quoted, rounded, unreadable
+from .patching import Patch, patched_zip
 from .pt2_graph import OPERATORS, Json, Norm, norms_of
 from .pt2_operations import graph_of
 from .state_dict import COUNTER, MOST_UPDATES
@@ -88,7 +91,61 @@ def _model(path: str, archive: Archive) -> ModelFile:
         notes=tuple(notes),
         runner=Lazy(partial(_session, path, names, places)),
         lazy_graph=LazyGraph(partial(_graph, path, program["graph_module"], root)),
+        bench=partial(_bench, path, records, places, _buffers(records, found)),
+        writer=partial(_write, path, records, _buffers(records, found), root),
+        untouched=_untouched(records, places),
     )
+
+
+def _buffers(records: Sequence[LayerRecord], found: Sequence[Norm]) -> dict[str, tuple[str, str]]:
+    """Layer -> the names of its moving mean and variance in the program's state."""
+    pairs = ((each.name, norm.arrays) for each, norm in zip(records, found, strict=True))
+    names = {name: (arrays.get("moving_mean"), arrays.get("moving_variance")) for name, arrays in pairs}
+    return {name: (mean, variance) for name, (mean, variance) in names.items() if mean and variance}
+
+
+def _untouched(records: Sequence[LayerRecord], places: Mapping[str, Any]) -> dict[str, str]:
+    """Layers whose statistics are not replaced, with the reason."""
+    inside = {each.name: "inside a branch or a loop of the graph" for each in records if each.name not in places}
+    fixed = {each.name: "the graph normalises it with the batch" for each in records if each.mode != "inference"}
+    return inside | fixed
+
+
+def _bench(
+    path: str,
+    records: Sequence[LayerRecord],
+    places: dict[str, tuple[int, ...]],
+    buffers: dict[str, tuple[str, str]],
+) -> Bench:
+    from batchnorm.engines.program_bench import ProgramBench
+    from batchnorm.engines.torch_program import open_program
+
+    program = open_program(path, [record.name for record in records], places, OPERATORS)
+    able = [each for each in records if each.name in places and each.name in buffers and each.mode == "inference"]
+    return ProgramBench(path, program, [each for each in able if each.moving_mean is not None], buffers)
+
+
+def _write(
+    path: str,
+    records: Sequence[LayerRecord],
+    buffers: dict[str, tuple[str, str]],
+    root: str,
+    target: Path,
+    statistics: Pairs,
+) -> None:
+    """A copy of a program with new statistics; see `ModelFile.writer`."""
+    members: dict[str, list[Patch]] = {}
+    known = {record.name: record for record in records}
+    names = [name for pair in buffers.values() for name in pair]
+    places = _opened(path, root, lambda weights: {name: weights.place(name) for name in names})
+    for name, pair in statistics.items():
+        for buffer, values in zip(buffers[name], pair, strict=True):
+            if places[buffer] is None:
+                raise Refused(f"{path}: the statistics of {name} are not stored as raw numbers, one behind the other.")
+            member, start, dtype = places[buffer]
+            data = rounded(known[name], values).astype(dtype, copy=False).tobytes()
+            members.setdefault(member, []).append((start, data))
+    patched_zip(path, target, members)
 
 
 def _graph(path: str, module: Json, root: str) -> Graph:
@@ -197,6 +254,17 @@ class _Weights:
         if not 0 <= count < MOST_UPDATES:
             return record.replace(updates_doubt=f"{COUNTER} is {count}, which no training makes")
         return record.with_updates(count, "num_batches_tracked")
+
+    def place(self, name: str) -> tuple[str, int, np.dtype[Any]] | None:
+        """The member that an array lies in, where it begins there, and its type; None where it is not raw."""
+        folder, entry = self.entries[name]
+        meta = entry["tensor_meta"]
+        dtype = DTYPES.get(meta["dtype"])
+        strides = [_integer(each) for each in meta["strides"]]
+        if entry["use_pickle"] or dtype is None or strides != [1]:
+            return None
+        order = dtype.newbyteorder(">") if self.is_big else dtype
+        return f"{folder}{entry['path_name']}", _integer(meta["storage_offset"]) * dtype.itemsize, order
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         if name not in self.entries:

@@ -11,7 +11,7 @@ from batchnorm.core.calibration import Bench
 from batchnorm.core.graph import LazyGraph
 from batchnorm.core.record import Averaging, LayerRecord, Mode
 from batchnorm.engines.torch import run_module
-from batchnorm.engines.torch_bench import ModuleBench, commit, frozen_by_hand
+from batchnorm.engines.torch_bench import ModuleBench, commit, frozen_by_hand, save
 from batchnorm.engines.torch_files import dtype_of, is_plain, load_into
 from batchnorm.engines.torch_state import array_of
 from batchnorm.errors import ArgumentError
@@ -69,6 +69,7 @@ def from_live(model: Any) -> ModelFile:
         lazy_graph=LazyGraph(partial(graph_of, model, names)),
         bench=partial(_bench, model, layers, known),
         commit=partial(commit, known),
+        writer=partial(save, model, known),
         untouched=dict.fromkeys(frozen_by_hand(model, known), BY_HAND),
     )
 
