@@ -139,7 +139,7 @@ class Program:
 
     def feed(self, x: Any) -> dict[str, NDArray[Any]]:
         """The arrays of each input by name."""
-        return feed(x, self._inputs)
+        return feed(x, self.inputs)
 
     def nodes(self, layer: str) -> list[Any]:
         """The calls of a layer in the graph."""
