@@ -74,8 +74,15 @@ class LocalRun:
 
     def trace(self) -> Trace:
         """The data's way, as the first rank with data sees it."""
-        head = self._stream.head()
-        found = [each for each in self._gather(self._bench.trace(head[0].inputs) if head else None) if each is not None]
+        own, failure = None, None
+        try:
+            head = self._stream.head()
+            own = self._bench.trace(head[0].inputs) if head else None
+        except BatchnormError as error:
+            if self._gather is alone:
+                raise
+            failure = error
+        found = [each for each in shared(self._gather, own, failure) if each is not None]
         if not found:
             raise Refused("recalibrate: no rank has any data.")
         return found[0]

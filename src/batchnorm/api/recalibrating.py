@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from .progress import Progress, Silent
 from .recalibrated import Moments, Recalibrated, Recalibration, Sides
 from .streams import Stream
 
-__all__ = ["METHODS", "recalibrate"]
+__all__ = ["METHODS", "Outcome", "left_alone", "opened_model", "put", "recalibrate", "result", "unrun"]
 
 METHODS = ("one-pass", "sequential")
 SKIPPED = "skipped as asked"
@@ -169,11 +169,11 @@ def recalibrate(
         progress=progress or Silent(),
     )
     _check(options, data, debias)
-    read: Any = opened(load(model, epsilon=epsilon, weights=weights), epsilon)
+    read = opened_model(model, weights, epsilon)
     template: Any = None if weights is None else load(weights)
     if out is not None:
         output.check(out, source=read.path if template is None else template.path, force=force)
-    reasons = _left_alone(read, only, skip)
+    reasons = left_alone(read, only, skip)
     records = [record.with_updates(updates, "option") for record in read.layers if record.name not in reasons]
     if not records:
         raise Refused(f"recalibrate: no layer is left to recalibrate: {_said(reasons)}.")
@@ -181,9 +181,30 @@ def recalibrate(
         _debiased(records) if debias else _from_data(model, read, records, _stream_of(data, labels, options), options)
     )
     new = {name: (each.mean, each.variance) for name, each in done.found.items()}
-    _put(read, template, new, out, force)
+    put(read, template, new, out, force)
     reasons |= {**done.nothing, **dict.fromkeys(done.unreached, UNREACHED)}
-    return _result(model, read, done, reasons, out, "debias" if debias else method)
+    return result(model, read, done, reasons, out, "debias" if debias else method)
+
+
+def opened_model(model: Any, weights: str | os.PathLike[str] | None, epsilon: float | None) -> Any:
+    """The model, read, with a file of weights loaded into it."""
+    return opened(load(model, epsilon=epsilon, weights=weights), epsilon)
+
+
+def unrun(read: Any) -> Callable[[], Bench]:
+    """What makes the bench of a model.
+
+    Raises
+    ------
+    Refused
+        It cannot be run.
+    """
+    if read.bench is None:
+        raise Refused(
+            f"{read.path}: a {read.format} model cannot be recalibrated with data: it holds weights and no graph, or "
+            "no engine runs it. Name the model that the weights belong to: package.module:name --weights FILE."
+        )
+    return read.bench
 
 
 def _check(options: Options, data: Any, debias: bool) -> None:
@@ -204,10 +225,16 @@ def _stream_of(data: Any, labels: Any, options: Options) -> Stream | None:
     """The data as a stream; None where there are none."""
     if data is None:
         return None
-    return Stream(data, options.batch_size, labels, skip_nonfinite=options.skip_nonfinite)
+    return Stream(
+        data,
+        options.batch_size,
+        labels,
+        skip_nonfinite=options.skip_nonfinite,
+        may_be_empty=options.process_group is not None,
+    )
 
 
-def _left_alone(read: Any, only: Sequence[str], skip: Sequence[str]) -> dict[str, str]:
+def left_alone(read: Any, only: Sequence[str], skip: Sequence[str]) -> dict[str, str]:
     """Layers that keep their statistics, with the reason."""
     wanted = {chosen(read.layers, name, "recalibrate").name for name in only}
     unwanted = {chosen(read.layers, name, "recalibrate").name for name in skip}
@@ -240,15 +267,11 @@ def _from_data(
     given: Any, read: Any, records: Sequence[LayerRecord], stream: Stream | None, options: Options
 ) -> Outcome:
     assert stream is not None
-    if read.bench is None:
-        raise Refused(
-            f"{read.path}: it holds weights and no graph, so that data cannot be run through it. Name the model that "
-            "they belong to: package.module:name --weights FILE."
-        )
+    make = unrun(read)
     gather = _gather(options)
     if gather is alone:
         stream.head()  # no data, or data that cannot be used: said before the model is loaded
-    bench: Bench = read.bench()
+    bench: Bench = make()
     names = {record.name for record in records}
     trainable = {record.name for record in bench.records if record.mode != "frozen"} - set(read.untouched)
     with bench.session():
@@ -378,7 +401,7 @@ class _Work:
         return tuple(notes)
 
 
-def _put(read: Any, template: Any, new: Mapping[str, tuple[Any, Any]], out: Any, force: bool) -> None:
+def put(read: Any, template: Any, new: Mapping[str, tuple[Any, Any]], out: Any, force: bool) -> None:
     """Into the live object; or into a copy of a file."""
     if template is not None and out is not None:
         names = {record.name for record in template.layers}
@@ -401,7 +424,8 @@ def _own_name(names: set[str], name: str) -> str:
     return ends[0]
 
 
-def _result(given: Any, read: Any, done: Outcome, reasons: Mapping[str, str], out: Any, method: str) -> Recalibration:
+def result(given: Any, read: Any, done: Outcome, reasons: Mapping[str, str], out: Any, method: str) -> Recalibration:
+    """The result of a recalibration, with the layers that were left alone and why."""
     layers = tuple(_layer(record, done.found.get(record.name), reasons.get(record.name)) for record in read.layers)
     return Recalibration(
         model=hashed(given, read) if read.commit is None else replace(hashed(None, read), sha256=None),

@@ -43,6 +43,8 @@ class Stream:
         One a sample, where data are arrays.
     skip_nonfinite : bool
         Leave out samples with a NaN or an infinity in them, rather than refuse them.
+    may_be_empty : bool
+        No data is no error: other ranks of the job have some.
     who : str
         Beginning of the messages.
 
@@ -53,12 +55,20 @@ class Stream:
     """
 
     def __init__(
-        self, data: Any, size: int, labels: Any = None, *, skip_nonfinite: bool = False, who: str = "recalibrate"
+        self,
+        data: Any,
+        size: int,
+        labels: Any = None,
+        *,
+        skip_nonfinite: bool = False,
+        may_be_empty: bool = False,
+        who: str = "recalibrate",
     ) -> None:
         if size < 2:
             raise ArgumentError(f"{who}: the batch size must be at least 2, as one sample has no variance; got {size}.")
         self._who = who
         self._skip = skip_nonfinite
+        self._may_be_empty = may_be_empty
         self.skipped = 0
         self.batches: int | None = None
         self.samples: int | None = None
@@ -105,9 +115,9 @@ class Stream:
                 yield Batch(kept, held, start, samples - lost)
             start += samples
         self.skipped = skipped
-        if not start:
+        if not start and not self._may_be_empty:
             raise ArgumentError(f"{self._who}: data holds no sample. Give at least one batch.")
-        if not number:
+        if start and not number:
             raise ArgumentError(f"{self._who}: no sample of the data is finite.")
         if self.batches is not None and self.batches != number:
             raise ArgumentError(

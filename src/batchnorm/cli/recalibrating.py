@@ -96,3 +96,70 @@ class _Ending:
 
 def _names(given: Sequence[str]) -> list[str]:
     return [name.strip() for each in given for name in each.split(",") if name.strip()]
+
+
+@program.command("collect", epilog=MODEL_HELP)
+@model_options
+@click.option("--data", metavar="PART", required=True, help=f"This machine's part of the training data: {DATA_HELP}")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Of batches cut from an array.")
+@click.option("--method", type=click.Choice(["one-pass", "sequential"]), default="one-pass", help="As in recalibrate.")
+@click.option("--level", type=int, default=1, show_default=True, help="With sequential: which level of layers.")
+@click.option("-o", "--output", "out", metavar="SHARD", required=True, help="Where the moments are written (JSON).")
+@click.option("--force", is_flag=True, help="Replace an existing SHARD.")
+@click.option("--only", multiple=True, metavar="NAMES", help="Only these layers; commas between them, or again.")
+@click.option("--skip", multiple=True, metavar="NAMES", help="Not these layers.")
+@click.option("--skip-nonfinite", is_flag=True, help="Leave out samples with a NaN or an infinity in them.")
+def collect_command(
+    model: str,
+    eps: float | None,
+    trust: bool,
+    data: str,
+    only: Sequence[str],
+    skip: Sequence[str],
+    **asked: Any,
+) -> int:
+    """Measure one PART of the data, for merge: recalibration by hand on any number of machines."""
+    from batchnorm.api import inputs
+    from batchnorm.api.progress import Terminal
+    from batchnorm.api.shards import collect
+
+    progress = Terminal()
+    with stdout_kept(), contextlib.closing(_Ending(progress)):
+        given = subject(model, eps, trust)
+        collect(
+            given,
+            inputs.repeatable(data),
+            epsilon=eps,
+            only=_names(only),
+            skip=_names(skip),
+            progress=progress,
+            **asked,
+        )
+    return CLEAN
+
+
+@program.command("merge", epilog=MODEL_HELP)
+@model_options
+@click.argument("shards", nargs=-1, required=True, metavar="SHARD...")
+@click.option("-o", "--output", "out", metavar="OUT", required=True, help="Where the recalibrated model is written.")
+@click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@output_options
+def merge_command(
+    model: str,
+    eps: float | None,
+    trust: bool,
+    weights: str | None,
+    shards: Sequence[str],
+    out: str,
+    force: bool,
+    form: str,
+    as_json: bool,
+    wide: bool,
+) -> int:
+    """Join the SHARDs of collect, and give MODEL their statistics, in a copy at OUT."""
+    from batchnorm.api.shards import merge
+
+    with stdout_kept():
+        found = merge(subject(model, eps, trust), shards, out, force=force, weights=weights, epsilon=eps)
+    show(found, form, as_json, wide)
+    return CLEAN

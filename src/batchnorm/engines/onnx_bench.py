@@ -1,7 +1,7 @@
 """ONNX models as a bench: the graph is rewritten in memory so that its statistics are inputs, or the batch's own.
 
-Moments are computed in the graph, by the equations of the core written as nodes. What a run does not need is left out of
-it, so that a pass stops at the layers it measures.
+Moments are computed in the graph, by the equations of the core written as nodes. What a run does not need is left out
+of it, so that a pass stops at the layers it measures.
 """
 
 # pyright: reportUnknownMemberType=false

@@ -1,4 +1,4 @@
-"""A namespace that writes ONNX nodes where others compute: `core.equations` over it gives a graph of the same formula."""
+"""A namespace that writes ONNX nodes where others compute: `core.equations` over it gives the formula as a graph."""
 
 # pyright: reportUnknownMemberType=false
 # onnx' messages are generated, and have no types.

@@ -1,0 +1,194 @@
+"""One pass by hand over many machines: ``collect`` writes the moments of a part of the data, ``merge`` joins them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchnorm.analysis import recalibration
+from batchnorm.analysis.levels import levels_of
+from batchnorm.analysis.recalibration import merged
+from batchnorm.core import output
+from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.calibration import Bench
+from batchnorm.core.output import replacing
+from batchnorm.errors import ArgumentError
+
+from .checkpoints import Checkpoint, fingerprint, moments_document, read_moments
+from .passes import LocalRun
+from .progress import Progress, Silent
+from .recalibrated import Recalibration
+from .recalibrating import METHODS, Outcome, left_alone, opened_model, put, result, unrun
+from .streams import Stream
+
+__all__ = ["Shard", "collect", "merge"]
+
+SCHEMA = "batchnorm/shard/1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """What one part of the data tells: moments of some layers, and which model, method and level they are of."""
+
+    key: str
+    method: str
+    level: int
+    levels: int
+    samples: int
+    moments: dict[str, Accumulator]
+
+
+def collect(
+    model: Any,
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    method: str = "one-pass",
+    level: int = 1,
+    batch_size: int = 128,
+    force: bool = False,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    skip_nonfinite: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    epsilon: float | None = None,
+    progress: Progress | None = None,
+) -> Shard:
+    """Measure one part of the data, and write its moments into a small JSON file for `merge`.
+
+    Parameters
+    ----------
+    model, data, method, batch_size, only, skip, skip_nonfinite, weights, epsilon, progress
+        As in `recalibrate`; the same on every machine, but for the data.
+    out : path
+        The shard.
+    level : int
+        Of ``"sequential"``: which level of layers is measured, counted from 1. The model must hold the merged
+        statistics of the levels before.
+    force : bool
+        Replace an existing ``out``.
+
+    Returns
+    -------
+    Shard
+        What was written.
+
+    Raises
+    ------
+    ArgumentError
+        As in `recalibrate`; a level that the model does not have.
+    """
+    told = progress or Silent()
+    if method not in METHODS:
+        raise ArgumentError(f"collect: method must be one-pass or sequential; got {method!r}.")
+    output.check(out, force=force)
+    read = opened_model(model, weights, epsilon)
+    reasons = left_alone(read, only, skip)
+    names = {record.name for record in read.layers if record.name not in reasons}
+    stream = Stream(data, batch_size, skip_nonfinite=skip_nonfinite, who="collect")
+    stream.head()
+    bench: Bench = unrun(read)()
+    key = fingerprint([record.replace(moving_mean=None, moving_variance=None) for record in bench.records], method)
+    with bench.session():
+        training = frozenset(names) if method == "one-pass" else frozenset[str]()
+        run = LocalRun(bench, stream, told.step, Checkpoint(None, key), training=training)
+        trace = run.trace()
+        reached = [name for name in trace.order if name in names]
+        levels = [tuple(reached)]
+        if method == "sequential":
+            found = levels_of(trace.order, trace.feeds, set(reached))
+            cyclic = [name for each in found for name in each.cyclic]
+            if cyclic:
+                raise ArgumentError(f"collect: {cyclic[0]} feeds itself; use recalibrate, which repeats its passes.")
+            levels = [each.layers for each in found]
+        if not 1 <= level <= len(levels):
+            raise ArgumentError(f"collect: --level must be between 1 and {len(levels)}; got {level}.")
+        told.begin(f"collect: level {level} of {len(levels)}, {len(levels[level - 1])} layers.", stream.samples)
+        moments = run(levels[level - 1], level - 1, 0)
+    shard = Shard(key, method, level, len(levels), stream.samples or 0, moments)
+    with replacing(out, force=force) as temporary:
+        temporary.write_text(json.dumps(_document(shard)), "utf-8")
+    return shard
+
+
+def merge(
+    model: Any,
+    shards: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    epsilon: float | None = None,
+) -> Recalibration:
+    """Join the moments of `collect` and give the model their statistics; which shard came first does not matter.
+
+    Parameters
+    ----------
+    model, out, force, weights, epsilon
+        As in `recalibrate`.
+    shards : sequence of path
+        Files of `collect`, all of one model, method and level; each part of the data once.
+
+    Raises
+    ------
+    ArgumentError
+        No shard, one that is damaged, is given twice, or is of another model, method or level.
+    """
+    read = opened_model(model, weights, epsilon)
+    template: Any = None if weights is None else opened_model(weights, None, epsilon)
+    if out is not None:
+        output.check(out, source=read.path if template is None else template.path, force=force)
+    parts = [_read(Path(path)) for path in _distinct(shards)]
+    first = parts[0]
+    bad = next((place for place, each in enumerate(parts) if _kind(each) != _kind(first)), None)
+    if bad is not None:
+        raise ArgumentError(f"merge: {shards[bad]} is of another model, method or level than {shards[0]}.")
+    moments = merged([each.moments for each in parts])
+    records = {record.name: record for record in read.layers}
+    unknown = [name for name in moments if name not in records]
+    if unknown:
+        raise ArgumentError(f"merge: the shards measured {unknown[0]!r}, which {read.path} does not hold.")
+    found = {name: recalibration.statistics(records[name], each) for name, each in moments.items()}
+    put(read, template, {name: (each.mean, each.variance) for name, each in found.items()}, out, force)
+    notes: tuple[str, ...] = ()
+    if first.level < first.levels:
+        notes = (f"Level {first.level} of {first.levels}: collect --level {first.level + 1} from this model next.",)
+    reasons = {record.name: "not in the shards" for record in read.layers if record.name not in found}
+    done = Outcome(found, passes=1, forwards=1.0, samples=sum(each.samples for each in parts), notes=notes)
+    return result(model, read, done, reasons, out, "merge")
+
+
+def _document(shard: Shard) -> dict[str, Any]:
+    held = {name: getattr(shard, name) for name in ("key", "method", "level", "levels", "samples")}
+    return {"schema": SCHEMA, **held, "moments": moments_document(shard.moments)}
+
+
+def _kind(shard: Shard) -> tuple[Any, ...]:
+    return shard.key, shard.method, shard.level, frozenset(shard.moments)
+
+
+def _distinct(shards: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    places = [Path(each) for each in shards]
+    if not places:
+        raise ArgumentError("merge: no shard. Give the files that collect wrote.")
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise ArgumentError(f"merge: {twice} is given twice; each part of the data counts once.")
+    return places
+
+
+def _read(path: Path) -> Shard:
+    try:
+        held: Any = json.loads(path.read_text("utf-8"))
+        if held["schema"] != SCHEMA:
+            raise ValueError(held["schema"])
+        moments = read_moments(held["moments"])
+        return Shard(held["key"], held["method"], held["level"], held["levels"], held["samples"], moments)
+    except OSError as error:
+        raise ArgumentError(f"merge: {path} cannot be read ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(f"merge: {path} is no file that collect wrote ({type(error).__name__}).") from None

@@ -1,0 +1,30 @@
+"""One rank of a job: ``python recalibrate_job.py RANK WORLD FILE METHOD``; the last of three or more has no data."""
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+
+import batchnorm as bn
+from tests.api.networks import Branches
+from tests.api.test_recalibrate import images
+
+rank, world, meeting, method = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+torch.manual_seed(0)
+model = Branches()
+batches = [images(48)[start : start + 8] for start in range(0, 48, 8)]
+# Unequal parts in order: 1 and 5 batches of two ranks; 1, 5 and none of three.
+mine = batches[:1] if rank == 0 else batches[1:] if rank == 1 else []
+if method == "broken":
+    try:
+        bn.recalibrate(model, mine if rank else [torch.zeros(4, 2, 8, 8)], process_group=dist.group.WORLD)
+    except (bn.ArgumentError, bn.Refused) as error:
+        print(json.dumps(str(error)))
+else:
+    found = bn.recalibrate(model, mine, method=method, process_group=dist.group.WORLD)
+    layers = {each.name: [each.after.mean.tolist(), each.after.variance.tolist(), each.count] for each in found.layers}
+    print(json.dumps({"layers": layers, "gap": found.gap.after}))
+dist.destroy_process_group()
