@@ -128,13 +128,25 @@ def test_shards_that_do_not_go_together(tmp_path, model):
 
 
 def test_the_commands(tmp_path, capsys):
-    digits = ROOT / "examples/digits.keras"
-    np.save(tmp_path / "x.npy", np.zeros((4, 7, 8, 1), "f"))
-    asked = ["collect", digits, "--data", tmp_path / "x.npy", "-o", tmp_path / "shard.json"]
-    assert cli.run([*map(str, asked)]) == 2
-    assert "(any, 8, 8, 1)" in capsys.readouterr().err
-    assert not (tmp_path / "shard.json").exists()
-    assert cli.run(["merge", str(digits), str(tmp_path / "none.json"), "-o", str(tmp_path / "o.keras")]) == 2
+    subject, parts = "tests.api.networks:Branches", []
+    for number, (start, end) in enumerate(((0, 16), (16, 48))):
+        np.save(tmp_path / "x.npy", images(48)[start:end])
+        parts.append(str(tmp_path / f"{number}.json"))
+        torch.manual_seed(0)
+        assert cli.run(["collect", subject, "--data", str(tmp_path / "x.npy"), "-o", parts[-1]]) == 0
+    torch.manual_seed(0)
+    out = tmp_path / "out.pt"
+    assert cli.run(["merge", subject, *parts, "-o", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["method"] == "merge"
+    assert torch.load(out, weights_only=True)["b1.running_mean"][0] == np.float32(
+        document["layers"][0]["after"]["mean"][0]
+    )
+    np.save(tmp_path / "x.npy", np.zeros((4, 2, 8, 8), "f"))
+    assert cli.run(["collect", subject, "--data", str(tmp_path / "x.npy"), "-o", str(tmp_path / "bad.json")]) == 2
+    assert "refuses an input" in capsys.readouterr().err
+    assert not (tmp_path / "bad.json").exists()
+    assert cli.run(["merge", subject, str(tmp_path / "none.json"), "-o", str(tmp_path / "o.pt")]) == 2
     assert "No such file" in capsys.readouterr().err
 
 
@@ -159,7 +171,9 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, model, monkeyp
         return inner(bench, batch, *given)
 
     monkeypatch.setattr("batchnorm.api.passes.measured", counting)
-    monkeypatch.setattr("batchnorm.api.recalibrating.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0))
+    monkeypatch.setattr(
+        "batchnorm.api.recalibrating.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0)
+    )
     with bn.testing.assert_unchanged(model), pytest.raises(KeyboardInterrupt):
         bn.recalibrate(model, Loader(), method=method, batch_size=8, checkpoint=place)
     assert place.exists()
