@@ -17,6 +17,8 @@ class Ratio(NamedTuple):
     median: float
     low: float
     high: float
+    best: float
+    """Of the fastest times of the run, whatever rounds they are from: what is left when the machine was busy."""
 
     def __format__(self, spec: str) -> str:
         return format(self.median, spec)
@@ -30,10 +32,11 @@ class Ratio(NamedTuple):
 def ratio(over: list[float], under: list[float]) -> Ratio:
     """``over / under``, round by round."""
     each = [a / b for a, b in zip(over, under, strict=True)]
+    best = min(over) / min(under)
     if len(each) < 2:
-        return Ratio(each[0], each[0], each[0])
+        return Ratio(each[0], each[0], each[0], best)
     low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
-    return Ratio(middle, low, high)
+    return Ratio(middle, low, high, best)
 
 
 def roof(timing: Timing) -> list[float] | None:

@@ -29,14 +29,14 @@ def _speed(title: str, timings: list[Timing], ours: str) -> Iterator[str]:
     rivals = _present(timings, leave=(ours, *ROOF))
     yield f"\n### {title}\n"
     yield f"Share of the roof that {ENGINES[ours]} reach, and how many times as long the others take."
-    yield "± is half the distance of the quartiles.\n"
+    yield "Medians over the rounds ± half the distance of the quartiles; in brackets the fastest over the fastest.\n"
     yield _row(["case", "threads", "of the roof", *(ENGINES[name] for name in rivals)])
     yield _row(["---"] * (3 + len(rivals)))
     for timing in timings:
         share = share_of_roof(timing, ours)
         others = [times_faster(timing, ours, name) for name in rivals]
-        cells = ["" if share is None else f"{share.median:.0%} ± {share.spread:.0%}"]
-        cells += ["" if each is None else f"{each.median:.2f} ± {each.spread:.0%}" for each in others]
+        cells = ["" if share is None else f"{share.median:.0%} ± {share.spread:.0%} ({share.best:.0%})"]
+        cells += ["" if each is None else f"{each.median:.2f} ± {each.spread:.0%} ({each.best:.2f})" for each in others]
         yield _row([_name(timing), str(timing.threads), *cells])
 
 

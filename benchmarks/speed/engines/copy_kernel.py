@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit, prange
 
 from batchnorm.kernels import launch
-from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams
+from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams, visit
 from batchnorm.kernels.pool import BIG, allocate
 
 from . import Prepared
@@ -13,19 +14,29 @@ from . import Prepared
 SERIAL = 128 * 1024
 
 
-def _copy(part, parts, block, spec):
+def _copy(block, part, parts, _c, _d, _e, spec):
     x, y, total = get_int(block, 0), get_int(block, 1), get_int(block, 2)
-    step = 4 * lanes(spec)
+    step = lanes(spec)
     begin, end = total // step * part // parts * step, total // step * (part + 1) // parts * step
     for i in range(begin, end, step):
-        for k in range(4):
-            if streams(spec):
-                store_past(spec, y, i + k * lanes(spec), load(spec, x, i + k * lanes(spec)))
-            else:
-                store(spec, y, i + k * lanes(spec), load(spec, x, i + k * lanes(spec)))
+        if streams(spec):
+            store_past(spec, y, i, load(spec, x, i))
+        else:
+            store(spec, y, i, load(spec, x, i))
 
 
-launch.KERNELS["copy"] = _copy
+launch.LEAVES["copy"] = _copy
+
+
+@njit
+def _alone(function, block):
+    visit(function, block, 0, 1, 0, 0, 0)
+
+
+@njit(parallel=True)
+def _together(function, parts, block):
+    for part in prange(parts):
+        visit(function, block, part, parts, 0, 0, 0)
 
 
 def prepare(x: np.ndarray, past: bool) -> Prepared:
@@ -35,6 +46,8 @@ def prepare(x: np.ndarray, past: bool) -> Prepared:
     y = allocate((max(2 * BIG, words.nbytes),), np.dtype(np.uint8))[: words.nbytes].view(np.float32)
     y[...] = 0
     block = np.array([words.ctypes.data, y.ctypes.data, words.size] + [0] * 5, np.int64)
-    function = launch.compiled("copy", "float32", "identity", False, False, past)
-    parts, where, keep = 1 if x.nbytes < SERIAL else launch.threads(), block.ctypes.data, (words, y, block)
-    return Prepared(lambda: launch.run(function, parts, where) or keep, None)
+    function, where = launch.leaf("copy", "float32", "identity", False, False, past), block.ctypes.data
+    keep, threads = (words, y, block), launch.threads()
+    if x.nbytes < SERIAL:
+        return Prepared(lambda: _alone(function, where) or keep, None)
+    return Prepared(lambda: _together(function, threads, where) or keep, None)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["BATCHNORM_KERNELS"] = "0"
-
 import numpy as np
 
-import batchnorm as bn
+from batchnorm.core import ops
 from speed.data import EPSILON
 
 from . import Prepared, need
@@ -20,7 +16,7 @@ def versions() -> dict[str, str]:
 
 
 def prepare(case, data):
-    """The functions of `batchnorm`, and NumPy for what is fused."""
+    """`core.ops`, and NumPy for what is fused."""
     need(case.buffers == "allocated", "returns new arrays")
     x, grad, residual, gamma, beta, mean, variance = data
     options = {"epsilon": EPSILON, "axis": case.axis}
@@ -31,12 +27,12 @@ def prepare(case, data):
         return y if case.fused == "plain" else np.maximum(y, 0, out=y)
 
     if case.operation == "inference":
-        return _kept(lambda: activated(bn.normalize(x, mean, variance, gamma, beta, **options)))
+        return _kept(lambda: activated(ops.normalize(x, mean, variance, gamma, beta, **options)))
     if case.operation == "forward":
-        return _kept(lambda: activated(bn.batch_norm(x, gamma, beta, **options)[0]))
-    y = activated(bn.batch_norm(x, gamma, beta, **options)[0])
+        return _kept(lambda: activated(ops.batch_norm(x, gamma, beta, **options)[0]))
+    y = activated(ops.batch_norm(x, gamma, beta, **options)[0])
     upstream = (lambda: grad) if case.fused == "plain" else (lambda: np.where(y > 0, grad, np.zeros_like(grad)))
-    return _kept(lambda: bn.batch_norm_grad(upstream(), x, gamma, **options).x)
+    return _kept(lambda: ops.batch_norm_grad(upstream(), x, gamma, **options).x)
 
 
 def _kept(call):
