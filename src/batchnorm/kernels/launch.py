@@ -32,9 +32,9 @@ from . import backward_first, backward_last, forward_first, forward_last, walk_f
 from . import block as at
 from .address import address_of
 from .caching import CACHE
-from .intrinsics import Spec, call
+from .intrinsics import Spec, call, get_int, put_int
 
-__all__ = ["layer", "leaf", "run", "set_threads", "threads", "walk"]
+__all__ = ["layer", "leaf", "run", "run_at", "set_threads", "threads", "walk"]
 
 LEAVES: dict[str, Any] = {
     "forward first add": forward_first.add,
@@ -72,14 +72,46 @@ _one_at_a_time = (
 
 
 @njit(cache=CACHE, nogil=True)
-def _serial(function, block):
+def _serial(function, block, steps, count):
+    for i in range(count):
+        _alone(function, block, get_int(steps, 2 * i))
+        if _repeats(block):
+            for k in range(count):
+                phase = get_int(steps, 2 * k)
+                if phase == at.SUMMING or phase == at.SETTLING:
+                    _alone(function, block, phase)
+
+
+@njit(cache=CACHE, nogil=True)
+def _parallel(function, block, steps, count):
+    for i in range(count):
+        _together(function, block, get_int(steps, 2 * i), get_int(steps, 2 * i + 1))
+        if _repeats(block):
+            for k in range(count):
+                phase = get_int(steps, 2 * k)
+                if phase == at.SUMMING or phase == at.SETTLING:
+                    _together(function, block, phase, get_int(steps, 2 * k + 1))
+
+
+@njit(nogil=True)
+def _repeats(block):
+    return get_int(block, at.PHASE) == at.SETTLING and get_int(block, at.AGAIN) != 0
+
+
+@njit(nogil=True)
+def _alone(function, block, phase):
+    put_int(block, at.PHASE, phase)
     call(function, 0, 1, block)
 
 
 @njit(cache=CACHE, nogil=True, parallel=True)
-def _parallel(function, parts, block):
-    for part in prange(parts):
-        call(function, part, parts, block)
+def _together(function, block, phase, parts):
+    put_int(block, at.PHASE, phase)
+    if parts == 1:
+        call(function, 0, 1, block)
+    else:
+        for part in prange(parts):
+            call(function, part, parts, block)
 
 
 @functools.cache
@@ -128,24 +160,26 @@ def layer() -> str:
 
 def run(function: int, phases: tuple[tuple[int, int], ...], block: np.ndarray) -> None:
     """Run the phases of a kernel, each on so many threads; returns when the last is done."""
-    address = address_of(block)
-    with _one_at_a_time:
-        for phase, parts in phases:
-            _phase(function, phase, parts, block, address)
-            if phase == at.SETTLING and block[at.AGAIN]:
-                for again in phases:
-                    if again[0] in (at.SUMMING, at.SETTLING):
-                        _phase(function, *again, block, address)
+    run_at(function, phases, address_of(block))
 
 
-def _phase(function: int, phase: int, parts: int, block: np.ndarray, address: int) -> None:
+def run_at(function: int, phases: tuple[tuple[int, int], ...], block: int) -> None:
+    """As `run`, with the address of the block."""
     global _used
-    block[at.PHASE] = phase
-    if parts == 1:
-        _serial(function, address)
-    else:
+    address, count, serial, _ = _steps(phases)
+    if serial:
+        _serial(function, block, address, count)
+        return
+    with _one_at_a_time:
         _used = True
-        _parallel(function, parts, address)
+        _parallel(function, block, address, count)
+
+
+@functools.cache
+def _steps(phases: tuple[tuple[int, int], ...]) -> tuple[int, int, bool, np.ndarray]:
+    """Address and number of the phases, for one compiled call that runs them all, and whether on one thread."""
+    steps = np.array(phases, np.int64)
+    return steps.ctypes.data, len(phases), all(parts == 1 for _, parts in phases), steps
 
 
 def _after_fork() -> None:
