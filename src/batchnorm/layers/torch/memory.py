@@ -22,6 +22,13 @@ __all__ = ["ENABLED", "empty", "in_eager_mode", "plain", "view", "walks", "wide_
 
 Strides = tuple[int, ...]
 
+
+def _examples() -> list[Tensor]:
+    with torch.inference_mode():
+        unrecorded = torch.empty(0)
+    return [unrecorded, torch.empty(0, requires_grad=False)]
+
+
 ENABLED = cpu.available() and os.environ.get("BATCHNORM_KERNELS", "1") != "0"
 NAMES = {
     torch.float32: "float32",
@@ -31,6 +38,8 @@ NAMES = {
     torch.int64: "int64",
 }
 FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+PLAIN = frozenset(torch._C._dispatch_keys(each).raw_repr() for each in _examples())
+"""What torch attaches to a tensor that is nothing but memory; signs, batches, subclasses and devices have more."""
 OWN = (Tensor, torch.nn.Parameter)
 SAME_SIZE = {4: np.dtype(np.float32), 8: np.dtype(np.float64), 2: np.dtype(np.int16)}
 
@@ -44,7 +53,7 @@ def in_eager_mode() -> bool:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        or torch._C._get_tracing_state() is not None  # pyright: ignore[reportUnnecessaryComparison]
         or torch._C._len_torch_dispatch_stack()
     )
 
@@ -52,13 +61,7 @@ def in_eager_mode() -> bool:
 def plain(tensor: Tensor | None) -> bool:
     """Whether the tensor is what lies at its address: on the CPU, of no subclass, without lazy signs. None is."""
     return tensor is None or (
-        type(tensor) in OWN
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.dtype in FLOATS
-        and not tensor.is_neg()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+        type(tensor) in OWN and torch._C._dispatch_keys(tensor).raw_repr() in PLAIN and tensor.dtype in FLOATS
     )
 
 
