@@ -22,7 +22,7 @@ from batchnorm.layers import arguments
 from . import arguments as own
 from . import shapes
 from .apply import Fixed, How, Outputs
-from .backends import BACKEND, running
+from .backends import BACKEND, infer, running
 from .state import Stateful, wide_type
 
 __all__ = ["BatchNormalization"]
@@ -193,6 +193,10 @@ class BatchNormalization(Stateful):
     def _inferred(self, x: Any, how: Plan, wide: str) -> Any:
         statistics = training.inference_statistics(ops, self._rule, self._state())
         mean, variance, gamma, beta = self._broadcast(wide, how.broadcast_shape, *statistics, self.gamma, self.beta)
+        if infer is not None:
+            y = infer(x, mean, variance, gamma, beta, how.reduced, self.epsilon, self.compute_dtype)
+            if y is not None:
+                return y
         y = equations.normalized(ops, ops.cast(x, wide), mean, variance, gamma, beta, self.epsilon)
         return ops.cast(y, self.compute_dtype)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import torch
 import torch.distributed as dist
 from keras import ops
@@ -17,6 +18,8 @@ from keras import ops
 from batchnorm.core import equations
 from batchnorm.errors import Refused
 from batchnorm.layers.keras.apply import Collective, Fixed, How, Kept, Outputs, backward, forward, statistics
+from batchnorm.layers.torch import fast
+from batchnorm.layers.torch.function import How as NormalizeHow
 from batchnorm.layers.torch.recompute import counted_once, recomputing
 
 COUNTED_IN_STATE = False
@@ -64,9 +67,43 @@ def _connected(how: How, x: Any, fixed: Fixed, kept: Kept) -> Kept:
 
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     """Normalise with the batch's statistics, gradients in closed form."""
+    done = _compiled(how, x, gamma, beta)
+    if done is not None:
+        return done
     # The layer updates its variables in place after this; what is kept for the backward pass must not change.
     mean, variance = (None if v is None else v.clone() for v in (fixed.mean, fixed.variance))
     return Outputs(*_Train.apply(how, x, gamma, beta, *fixed._replace(mean=mean, variance=variance)))
+
+
+def _compiled(how: How, x: Any, gamma: Any, beta: Any) -> Outputs | None:
+    """By the compiled kernels, where one batch is normalised as it is; None where they do not take it."""
+    kept = [axis for axis in range(x.dim()) if axis not in how.axes]
+    plain = how.count is not None and how.limits is None and not how.parts and how.gather is None
+    if not plain or len(kept) != 1 or x.dim() < 2 or how.narrow != keras.backend.standardize_dtype(x.dtype):
+        return None
+    axis = kept[0]
+    found = fast.normalize(x.movedim(axis, 1), _flat(gamma), _flat(beta), NormalizeHow(how.epsilon))
+    if found is None:
+        return None
+    y, batch = found
+    high, low, variance = (each.movedim(1, axis) for each in (batch.high, batch.low, batch.variance))
+    return Outputs(y.movedim(1, axis), high, low, variance, None)
+
+
+def infer(
+    x: Any, mean: Any, variance: Any, gamma: Any, beta: Any, axes: tuple[int, ...], epsilon: float, narrow: str
+) -> Any:
+    """Normalise with the statistics given, by the compiled kernels; None where they do not take it."""
+    kept = [axis for axis in range(x.dim()) if axis not in axes]
+    if len(kept) != 1 or x.dim() < 2 or narrow != keras.backend.standardize_dtype(x.dtype):
+        return None
+    given = (_flat(each) for each in (mean, variance, gamma, beta))
+    y = fast.infer(x.movedim(kept[0], 1), *given, NormalizeHow(epsilon), None)
+    return None if y is None else y.movedim(1, kept[0])
+
+
+def _flat(values: Any) -> Any:
+    return None if values is None else values.reshape(-1)
 
 
 def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
