@@ -159,10 +159,10 @@ def workers():
     model, x = Deep(), np.random.default_rng(0).normal(0, 1, (512, 3, 32, 32)).astype("float32")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    from batchnorm.api.checkpoints import Checkpoint
     from batchnorm.api.fleet import FleetRun
     from batchnorm.api.passes import LocalRun
     from batchnorm.api.progress import Silent
-    from batchnorm.api.checkpoints import Checkpoint
     from batchnorm.api.streams import Stream
 
     times = {1: [], 2: []}

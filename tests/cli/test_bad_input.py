@@ -226,7 +226,9 @@ def zipped(name, data):
     return memory.getvalue()
 
 
-@pytest.mark.parametrize(("name", "data", "word"), array_files(), ids=lambda value: value if str(value).endswith((".npy", ".npz")) else "")
+@pytest.mark.parametrize(
+    ("name", "data", "word"), array_files(), ids=lambda value: value if str(value).endswith((".npy", ".npz")) else ""
+)
 def test_array_files_that_are_none(run, question, tmp_path, name, data, word):
     (tmp_path / name).write_bytes(data)
     refused(run("explain", question, "--x", tmp_path / name), "--x", word)

@@ -128,7 +128,7 @@ def collect_command(
         given = subject(model, eps, trust)
         collect(
             given,
-            inputs.repeatable(data),
+            inputs.model_batches(data, again=True),
             epsilon=eps,
             only=_names(only),
             skip=_names(skip),

@@ -5,10 +5,10 @@ import sys
 
 import torch
 import torch.distributed as dist
-
-import batchnorm as bn
 from tests.api.networks import Branches
 from tests.api.test_recalibrate import images
+
+import batchnorm as bn
 
 rank, world, meeting, method = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 torch.set_num_threads(1)

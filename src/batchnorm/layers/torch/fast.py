@@ -277,7 +277,12 @@ def _backward(
     assert found is not None, "what went forward goes back"
     if masked:
         there = None if added is None else view(added)
-        given: dict[str, Any] = {**_given(call, g, b, residual), "residual_out": there, "mask": call.mask, "training": call.training}
+        given: dict[str, Any] = {
+            **_given(call, g, b, residual),
+            "residual_out": there,
+            "mask": call.mask,
+            "training": call.training,
+        }
         cpu.backward(view(grad), view(x), view(dx), *_views(call), view(dgamma), view(dbeta), **given)
     else:
         memory, first = torch.empty(found[1].words, dtype=torch.int64), call.memory.data_ptr() + MEAN
