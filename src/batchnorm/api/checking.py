@@ -108,7 +108,7 @@ def check(
     return Check(
         checked,
         cast("Level", fail_on),
-        _skipped(rules, subjects),
+        _skipped(rules, subjects, reads),
         data=None if ran is None else _seen(ran, reads[0].layers, checked[0]),
         accuracy=None if ran is None else ran.accuracy,
         notes=notes,
@@ -157,14 +157,18 @@ def _subjects(reads: Sequence[Model], data: Measurements | None) -> list[Subject
     ]
 
 
-def _skipped(rules: Sequence[Rule], subjects: Sequence[Subject]) -> tuple[tuple[Rule, str], ...]:
+def _skipped(
+    rules: Sequence[Rule], subjects: Sequence[Subject], reads: Sequence[Model]
+) -> tuple[tuple[Rule, str], ...]:
     had = {
         "records": True,
         "graph": all(subject.graph is not None for subject in subjects),
         "data": all(subject.data is not None for subject in subjects),
         "models": len(subjects) > 1,
     }
-    return tuple((rule, NEEDS[rule.needs]) for rule in rules if not had[rule.needs])
+    reasons = (getattr(read, "no_graph", None) for read in reads)
+    needs = NEEDS | {"graph": next((f"needs a graph: {why}" for why in reasons if why), NEEDS["graph"])}
+    return tuple((rule, needs[rule.needs]) for rule in rules if not had[rule.needs])
 
 
 def _notes(read: Model, epsilon: float | None) -> tuple[str, ...]:
