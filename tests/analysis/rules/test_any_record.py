@@ -16,6 +16,7 @@ ROLES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 def odd_records():
     rng = np.random.default_rng(0)
+    modes = [None, "by-call", "inference", "training", "frozen", "batch-statistics"]
     for number in range(80):
         arrays = {role: rng.choice(np.float32(ODD), 4) for role in ROLES}
         for role in ROLES:
@@ -25,11 +26,11 @@ def odd_records():
                 arrays[role] = np.full(4, rng.choice(np.float32(ODD)), np.float32)
         epsilon = rng.choice([None, 0.0, -1.0, 1e-3, 0.5, 1e-30])
         decay = rng.choice([None, 0.0, 0.01, 0.99, 1.0])
-        mode = rng.choice([None, "by-call", "inference", "training", "frozen", "batch-statistics"])
-        yield record(
-            name=f"layer{number}", epsilon=epsilon, epsilon_source="unknown" if epsilon is None else "file", decay=decay,
-            momentum=decay, averaging="exponential", mode=mode, dtype=str(rng.choice(["float32", "float16"])), **arrays,
-        ).with_updates(rng.choice([None, 0, 3, 1000]), "num_batches_tracked")  # fmt: skip
+        mode = rng.choice(modes)
+        settings = {"epsilon": epsilon, "epsilon_source": "unknown" if epsilon is None else "file", "mode": mode}
+        settings |= {"decay": decay, "momentum": decay, "dtype": str(rng.choice(["float32", "float16"]))}
+        updates = rng.choice([None, 0, 3, 1000])
+        yield record(name=f"layer{number}", **settings, **arrays).with_updates(updates, "num_batches_tracked")
 
 
 def test_odd_records_alone_and_together():

@@ -134,6 +134,11 @@ def test_unused_layer():
     assert found(graph(conv(), norm(), conv("end", "conv"), outputs="end bn")) == {}
 
 
+def test_a_layer_that_is_never_called():
+    assert found(graph(conv(), norm()), record(), record(name="other"))["BN305", "note"].layer == "other"
+    assert found(graph(conv()), record()) == {}  # a graph that names no layer says nothing about any
+
+
 def test_foldable_in_a_deployed_graph_only():
     given, one = graph(conv(), norm()), record(mode="inference")
     assert ("BN306", "note") in found(given, one, deployed=True)

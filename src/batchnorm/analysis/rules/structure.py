@@ -227,14 +227,14 @@ def normalised_twice(subject: Subject) -> Iterable[Hit]:
 def unused_layer(subject: Subject) -> Iterable[Hit]:
     """Its output reaches no output of the model."""
     graph = _graph(subject)
-    alive = _alive(graph)
+    alive, some_called = _alive(graph), next(_calls(subject), None) is not None
     for record in subject.records:
         calls = list(graph.calls(record.name))
-        if calls and not any(value in alive for call in calls for value in call.outputs):
+        if some_called and not any(value in alive for call in calls for value in call.outputs):
             yield Hit(
                 level="note",
                 layer=record.name,
-                message="its output reaches no output of the model.",
+                message="its output reaches no output of the model." if calls else "the model never calls it.",
                 short="its output is not used",
                 remedy="Connect it, or leave it out.",
                 evidence={"calls": len(calls)},
