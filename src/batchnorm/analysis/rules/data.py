@@ -204,6 +204,7 @@ def _too_small(record: LayerRecord, seen: Measured, size: int, noise: float) -> 
             "Train with a larger batch, with a synchronised layer over several devices, or with frozen statistics "
             "(batchnorm freeze MODEL -o OUT)."
         ),
+        code="train with a larger batch, a synchronised layer, or bn.freeze(model)",
         evidence={"batch_size": size, "noise": noise, "batch_size_needed": enough},
     )
 

@@ -239,5 +239,6 @@ def _mixed(part: str, frozen: list[str], live: list[str]) -> Hit:
         ),
         short=f"frozen and live layers inside {part}",
         remedy="If that was not the aim, freeze or unfreeze all of them: batchnorm freeze MODEL -o OUT.",
+        code="bn.freeze(model), if that was not the aim",
         evidence={"part": part, "frozen": len(frozen), "live": len(live), "minority": few},
     )

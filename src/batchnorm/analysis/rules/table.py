@@ -134,7 +134,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("BN403", "input-scale", "error", "The input is scaled otherwise than in training", data.input_scale, "data"),
     Rule("BN404", "dead-on-data", "note", "A channel that carries nothing on this data", data.dead_on_data, "data"),
-    Rule("BN405", "batch-too-small", "warning", "The batch variance is mostly noise", data.batch_too_small, "data"),
+    Rule("BN405", "batch-too-small", "warning", "The batch variance is noisy", data.batch_too_small, "data"),
     Rule(
         "BN406",
         "padding-in-statistics",
