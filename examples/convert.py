@@ -1,6 +1,6 @@
 """Convert digits.keras to ONNX by hand, and lose something: ``KERAS_BACKEND=jax python examples/convert.py``.
 
-It writes digits.onnx as many a converter was first written: weights transposed, layers renamed, and epsilon left to the
+It writes digits.onnx as many a converter was first written: weights transposed, names kept, and epsilon left to the
 default of ONNX (1e-5), where Keras has 1e-3. ``batchnorm diff examples/digits.keras examples/digits.onnx`` names it.
 """
 
@@ -11,7 +11,6 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
 HERE = Path(__file__).parent
-NORMS = {"stem_bn": "bn1", "block_bn1": "bn2", "block_bn2": "bn3"}
 
 
 def main():
@@ -32,10 +31,10 @@ def main():
             f"{conv}.kernel", keras.ops.convert_to_numpy(model.get_layer(conv).kernel).transpose(3, 2, 0, 1)
         )
         y = add("Conv", [x, kernel], conv, pads=[1, 1, 1, 1])
-        layer, name = model.get_layer(norm), NORMS[norm]
+        layer = model.get_layer(norm)
         parts = (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
-        held = [constant(f"{name}.{n}", keras.ops.convert_to_numpy(part)) for n, part in enumerate(parts)]
-        return add("BatchNormalization", [y, *held], name)  # epsilon=layer.epsilon is missing here
+        held = [constant(f"{norm}.{n}", keras.ops.convert_to_numpy(part)) for n, part in enumerate(parts)]
+        return add("BatchNormalization", [y, *held], norm)  # epsilon=layer.epsilon is missing here
 
     x = add("Relu", [conv_bn("image", "stem_conv", "stem_bn")], "relu1")
     y = add("Relu", [conv_bn(x, "block_conv1", "block_bn1")], "relu2")

@@ -38,7 +38,7 @@ import batchnorm as bn
 
 model = onnx.load("examples/digits.onnx")
 other = onnx.load("examples/digits.onnx")
-changed = next(node for node in other.graph.node if node.name == "bn2")
+changed = next(node for node in other.graph.node if node.name == "block_bn1")
 changed.attribute.append(onnx.helper.make_attribute("epsilon", 0.1))
 x = np.random.default_rng(0).normal(size=(9, 1, 8, 8)).astype("float32")
 before = model.SerializeToString(), other.SerializeToString()
@@ -46,7 +46,7 @@ found = bn.verify(model, data=x, engines=["numpy"])
 assert found.agrees and found.model_run.status == "agrees", str(found)
 assert bn.verify(model, model, data=x).agrees
 first = bn.verify(model, other, data=x).comparison.first_diverging
-assert (first.a, first.cause, first.constants) == ("bn2", "constant", ("epsilon",)), first
+assert (first.a, first.cause, first.constants) == ("block_bn1", "constant", ("epsilon",)), first
 assert (model.SerializeToString(), other.SerializeToString()) == before
 """
 
