@@ -9,6 +9,7 @@ from batchnorm.analysis.fold_plan import planned
 from batchnorm.analysis.folding import Affine, Linear, affine_of, bound, tolerance
 from batchnorm.core.graph import Graph, Operation
 from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ModelFileError
 
 torch = pytest.importorskip("torch", reason="its convolutions in float64 are the referee")
 F = torch.nn.functional
@@ -162,6 +163,12 @@ def plan(*operations, records=None, out="y", ranks=None, skip=()):
 
 
 SHIFTED = {"beta": np.ones(4, "f4")}
+
+
+def too_large():
+    raise ModelFileError("m.onnx: array 'w' is too large.")
+
+
 REFUSED = {
     "two consumers": ((conv("c", "x", "a"), norm("a", "b"), op("add", ("a", "b"), "y")), {}, "second consumer: add"),
     "an output, too": ((conv("c", "x", "a"), norm("a", "y")), {"out": ("a", "y")}, "an output of the model, too"),
@@ -185,6 +192,7 @@ REFUSED = {
     "unknown epsilon": ((conv("c", "x", "a"), norm("a", "y")),
                         {"records": [record("bn", 4, epsilon=None, epsilon_source="unknown")]}, "--eps"),
     "dynamic kernel": ((conv("c", "x", "a", weights={}), norm("a", "y")), {}, "no stored constant"),
+    "unreadable": ((conv("c", "x", "a", weights={"kernel": too_large}), norm("a", "y")), {}, "cannot be read (m.onnx"),
     "dynamic bias": ((conv("c", "x", "a", bias_name="b"), norm("a", "y")), {}, "the bias of c is no stored constant"),
     "quantised": ((conv("c", "x", "a", weights={"kernel": lambda: np.ones((4, 4, 3, 3), "i1")}), norm("a", "y")), {},
                   "quantised (int8)"),

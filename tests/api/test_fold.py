@@ -247,6 +247,20 @@ def test_a_live_module_whose_inputs_cannot_be_told():
         bn.fold(model, "out.pt2")
 
 
+def test_a_module_that_cannot_be_traced():
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.b = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.b(self.c(x)) if x.sum() > 0 else x
+
+    found = bn.fold(trained(Deciding()))
+    assert found.proof is found.result is None
+    assert "shows no graph: forward cannot be traced" in found.refused[0].why
+
+
 def model_of(nodes, weights, opset=17, shape=("n", 3, 6, 6), ir=10, out="y", inputs=("x",), as_inputs=False, more=()):
     helper = onnx.helper
     given = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in inputs]

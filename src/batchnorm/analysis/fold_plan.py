@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from batchnorm.core.graph import Graph, Operation
 from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ModelFileError
 
 from .folding import Affine, Linear, affine_of, fits
 
@@ -266,10 +267,13 @@ def _opened(target: Operation) -> Edit:
         raise _No(f"the bias of {target.name} is no stored constant")
     if any(target.settings.get(key, 1.0) != 1.0 for key in ("alpha", "beta")):
         raise _No(f"{target.name} multiplies its product by a factor (alpha or beta)")
-    kernel = target.weights["kernel"]()
+    try:
+        kernel = target.weights["kernel"]()
+        bias = target.weights["bias"]() if "bias" in target.weights else None
+    except ModelFileError as error:
+        raise _No(f"the arrays of {target.name} cannot be read ({error})") from None
     if kernel.dtype.name not in FLOATS:
         raise _No(f"the kernel of {target.name} is quantised ({kernel.dtype})")
-    bias = target.weights["bias"]() if "bias" in target.weights else None
     try:
         return Edit(target, Linear.of(kernel, bias, target.settings, target.kind), kernel.dtype)
     except (ValueError, ZeroDivisionError):

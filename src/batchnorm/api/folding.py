@@ -111,7 +111,7 @@ def fold(
     left = [chosen(read.layers, name, "fold").name for name in skip]
     try:
         with place_for(target, out, force) as place:
-            found = _proved(target, place, _inputs(target, data, seed), left)
+            found = _proved(target, place, left, data, seed)
             if not found.holds:
                 raise _NotWrittenError(found)
     except _NotWrittenError as none:
@@ -153,13 +153,14 @@ def _finished(found: _Found, about: dict[str, Any], target: Target, out: Any) ->
     )
 
 
-def _proved(target: Target, place: Path | None, given: list[tuple[str, list[Any]]], skip: list[str]) -> _Found:
+def _proved(target: Target, place: Path | None, skip: list[str], data: Any, seed: int) -> _Found:
     """Plan, make the copy, and run both."""
     read = target.model
     graph = read.graph
     if graph is None:
         reasons = tuple(Refusal(record.name, f"the model shows no graph: {read.no_graph}") for record in read.layers)
         return _Found(Plan((), reasons), None, NOTHING)
+    given = _inputs(target, data, seed)
     plan = planned(graph, read.layers, _ranks(read, graph, given[0][1][0]), skip)
     if not plan.folds:
         return _Found(plan, None, NOTHING)
