@@ -49,8 +49,8 @@ def test_fold_as_json_with_data(run, tmp_path):
     document = json.loads(done.out)
     jsonschema.validate(document, json.loads((SCHEMAS / "fold.json").read_text("utf-8")))
     assert [(each["source"], each["samples"]) for each in document["proof"]["inputs"]] == [("random", 32), ("data", 40)]
-    assert document["refused"] == [{"layer": "block_bn2", "why": "it was left out as asked"}]
-    assert [each.name for each in bn.load(tmp_path / "o.onnx").layers] == ["block_bn2"]
+    assert document["refused"] == [{"layer": "bn2", "why": "it was left out as asked"}]
+    assert [each.name for each in bn.load(tmp_path / "o.onnx").layers] == ["bn2"]
 
 
 def test_a_model_of_a_package(run, tmp_path):
@@ -68,7 +68,7 @@ def test_a_model_of_a_package(run, tmp_path):
 
 
 def test_nothing_to_fold(run, tmp_path):
-    done = run("fold", MODEL, "-o", tmp_path / "o.onnx", "--skip", "stem_bn,block_bn1,block_bn2")
+    done = run("fold", MODEL, "-o", tmp_path / "o.onnx", "--skip", "bn1,bn2,bn3")
     assert done.status == 1
     assert "Nothing was folded, and nothing was written." in done.out
     assert not os.listdir(tmp_path)
@@ -109,7 +109,7 @@ def test_bad_input(run, question, tmp_path):
         refused(run(command, tmp_path / "none.onnx", "-o", out), "no such file")
         assert run(command, MODEL).status == 2
     refused(run("fold", MODEL, "-o", tmp_path / "o.keras"), "must end in .onnx")
-    refused(run("fold", MODEL, "-o", out, "--skip", "stem"), "no batch normalization 'stem'", "stem_bn")
+    refused(run("fold", MODEL, "-o", out, "--skip", "stem"), "no batch normalization 'stem'", "bn1")
     refused(run("fold", MODEL, "-o", out, "--data", "none.npy"), "none.npy")
     refused(run("unfreeze", MODEL, "-o", out), "holds no training")
     assert snapshot(tmp_path) == before

@@ -248,9 +248,8 @@ class _Planner:
         if rank is None:
             raise _No(f"it normalises axis {axis}, and the number of axes of its input is not known; give --data")
         if axis % rank != own % rank:
-            raise _No(
-                f"it normalises axis {axis % rank} of {rank}, and the channels of {target.name} lie on axis {own % rank}"
-            )
+            theirs = f"the channels of {target.name} lie on axis {own % rank}"
+            raise _No(f"it normalises axis {axis % rank} of {rank}, and {theirs}")
 
 
 def _opened(target: Operation) -> Edit:
