@@ -3,8 +3,9 @@
 ``python benchmarks/recalibration.py [accuracy] [cost] [workers]``; all of them by default. One process a framework.
 
 accuracy: the digits network, trained for 30 steps at momentum .99 (1 - .01 as PyTorch counts), five seeds: accuracy in
-inference mode before and after, and in training mode at batch 128. cost: the processor time of a pass with its statistics
-over that of a forward; memory over the number of samples. workers: two processes of Ray beside one, one thread each.
+inference mode before and after, and in training mode at batch 128. cost: the processor time of a pass with its
+statistics over that of a forward; memory over the number of samples. workers: two processes of Ray beside one, one
+thread each.
 """
 
 import copy

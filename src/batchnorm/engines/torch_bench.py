@@ -27,8 +27,8 @@ __all__ = ["ModuleBench", "TensorCall", "commit", "frozen_by_hand", "save", "ten
 
 BUFFERS = ("running_mean", "running_var")
 IN_CACHE = 1 << 17
-"""Elements whose differences and squares stay in the processor's cache: half a megabyte in float32. So taken apart, 8 MB
-of activations cost 5.2 ms; as a whole 8.1, and `torch.var_mean` takes 10.4 (one thread)."""
+"""Elements whose differences and squares stay in the processor's cache: half a megabyte in float32. So taken apart, 8
+MB of activations cost 5.2 ms; as a whole 8.1, and `torch.var_mean` takes 10.4 (one thread)."""
 
 
 class ModuleBench(Eager):
