@@ -166,7 +166,7 @@ def workers():
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, x = Deep(), np.random.default_rng(0).normal(0, 1, (512, 3, 32, 32)).astype("float32")
+    model, x = Deep(), np.random.default_rng(0).normal(0, 1, (256, 3, 32, 32)).astype("float32")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     from batchnorm.api.checkpoints import Checkpoint
