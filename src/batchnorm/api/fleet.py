@@ -113,13 +113,17 @@ class FleetRun:
         found: dict[int, dict[str, Accumulator]] = {}
         waiting: dict[Any, int] = {}
         for part in self._parts():
-            if len(waiting) >= IN_FLIGHT * (self._workers or 1):
+            if len(waiting) >= self._most():
                 self._take(waiting, found)
             started = self._task.remote(self._token, [self._source], [held], part)
             waiting[started] = sum(batch.samples for _, batch in part)
         while waiting:
             self._take(waiting, found)
         return merged([found[place] for place in sorted(found)])
+
+    def _most(self) -> int:
+        """Tasks at once: twice the workers, so that none waits; as many in a cluster that was there, and has more."""
+        return (self._workers or 1) * (IN_FLIGHT if self._is_own else 1)
 
     def _parts(self) -> Iterator[list[tuple[int, Batch]]]:
         """A few batches at a time, each with its number."""
