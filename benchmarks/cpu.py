@@ -36,6 +36,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", help="default: one and all; with --short: all")
     parser.add_argument("--rounds", type=int, help="default: 21; with --short: 7")
     parser.add_argument("--budget", type=float, default=0.03, help="seconds an engine and a round")
+    parser.add_argument(
+        "--clock", choices=("wall", "processor"), default="wall",
+        help="processor: what other programs take does not count; with one thread only",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "out")
     return parser.parse_args()
 
@@ -46,7 +50,9 @@ def planned(given: argparse.Namespace) -> runner.Plan:
     chosen = [case for case in chosen if all(word in str(case) for words in given.match for word in words.split())]
     most = len(os.sched_getaffinity(0))
     threads = tuple(given.threads or ([most] if given.short else sorted({1, most})))
-    return runner.Plan(chosen, given.engines, threads, given.rounds or (7 if given.short else 21), given.budget)
+    return runner.Plan(
+        chosen, given.engines, threads, given.rounds or (7 if given.short else 21), given.budget, given.clock
+    )
 
 
 def main() -> None:
@@ -63,7 +69,13 @@ def main() -> None:
     log.write_text("")
     timings, versions = runner.run(plan, log, tell)
     where = machine.describe() | {"load": [before, machine.load()]}
-    how = {"rounds": plan.rounds, "budget": plan.budget, "engines": plan.engines, "threads": plan.threads}
+    how = {
+        "rounds": plan.rounds,
+        "budget": plan.budget,
+        "clock": plan.clock,
+        "engines": plan.engines,
+        "threads": plan.threads,
+    }
     text = "\n".join(tables.tables(timings)) + "\n"
     document = summary.document(timings, where, versions, how)
     (given.output / "cpu.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -22,9 +22,9 @@ PATH = os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent / "src")])
 class Engine:
     """A process that holds one engine."""
 
-    def __init__(self, name: str, threads: int, log: Any) -> None:
+    def __init__(self, name: str, threads: int, clock: str, log: Any) -> None:
         self.name = name
-        own = {**os.environ, **environment(threads)}
+        own = {**os.environ, **environment(threads), "BENCHMARK_CLOCK": clock}
         own["PYTHONPATH"] = os.pathsep.join([PATH, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "speed.worker", name],
@@ -68,6 +68,7 @@ class Plan:
     threads: tuple[int, ...]
     rounds: int
     budget: float
+    clock: str = "wall"
 
 
 def run(plan: Plan, log: Path, tell: Callable[[str], None]) -> tuple[list[Timing], dict[str, str]]:
@@ -77,7 +78,7 @@ def run(plan: Plan, log: Path, tell: Callable[[str], None]) -> tuple[list[Timing
     for threads in plan.threads:
         with ExitStack() as stack:
             stderr = stack.enter_context(log.open("a"))
-            engines = [Engine(name, threads, stderr) for name in plan.engines]
+            engines = [Engine(name, threads, plan.clock, stderr) for name in plan.engines]
             for engine in engines:
                 stack.callback(engine.close)
             for number, case in enumerate(plan.cases):

@@ -120,12 +120,20 @@ def _planned(
     strides = x.stride()
     if residual is not None and (residual.dtype != x.dtype or residual.stride() != strides):
         return None
-    return _recipe(operation, x.shape, strides, x.dtype, how.activation, residual is not None, mask is not None)
+    adds, masked = residual is not None, mask is not None
+    return _recipe(operation, x.shape, strides, x.dtype, how.activation, adds, masked, torch.get_num_threads())
 
 
 @functools.lru_cache(maxsize=1024)
 def _recipe(
-    operation: Any, shape: Any, strides: Any, dtype: torch.dtype, activation: str | None, adds: bool, masked: bool
+    operation: Any,
+    shape: Any,
+    strides: Any,
+    dtype: torch.dtype,
+    activation: str | None,
+    adds: bool,
+    masked: bool,
+    threads: int,
 ) -> tuple[tuple[int, ...], Any] | None:
     """What `_planned` looks up; for the way back, whose gradient lies like the output."""
     from batchnorm.kernels import block as at
@@ -140,7 +148,7 @@ def _recipe(
             slots, lie = (*slots, at.RESIDUAL, at.RESIDUAL_GRAD), (*lie, strides, out)
     else:
         slots, lie = ((at.X, at.Y, at.RESIDUAL), (strides, out, strides)) if adds else ((at.X, at.Y), (strides, out))
-    found = recipe(operation, shape, lie, 1, NAMES[dtype], ACTIVATIONS[activation], slots, cpu.threads())
+    found = recipe(operation, shape, lie, 1, NAMES[dtype], ACTIVATIONS[activation], slots, min(threads, cpu.threads()))
     return None if found is None else (out, found)
 
 
@@ -273,7 +281,8 @@ def _backward(
     sums = torch.empty((2, x.shape[1]), dtype=torch.float64)
     dgamma, dbeta = sums[0], sums[1]
     g, b = _wide(gamma, dtype), _wide(beta, dtype)
-    found = _recipe("backward", x.shape, x.stride(), x.dtype, activation, residual is not None, masked)
+    adds, threads = residual is not None, torch.get_num_threads()
+    found = _recipe("backward", x.shape, x.stride(), x.dtype, activation, adds, masked, threads)
     assert found is not None, "what went forward goes back"
     if masked:
         there = None if added is None else view(added)
