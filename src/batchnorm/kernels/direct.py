@@ -131,6 +131,7 @@ def recipe(
 
 
 @njit(cache=CACHE, nogil=True)
+@launch.versioned
 def _fill(
     block,
     template,

@@ -34,7 +34,7 @@ from .address import address_of
 from .caching import CACHE
 from .intrinsics import Spec, call, get_int, put_int
 
-__all__ = ["layer", "leaf", "run", "run_at", "set_threads", "threads", "walk"]
+__all__ = ["layer", "leaf", "run", "run_at", "set_threads", "threads", "versioned", "walk"]
 
 LEAVES: dict[str, Any] = {
     "forward first add": forward_first.add,
@@ -71,7 +71,14 @@ _one_at_a_time = (
 )
 
 
+def versioned(function: Any) -> Any:
+    """A function whose compiled code is kept for these very sources: Numba looks at the file it stands in alone."""
+    function.__qualname__ += f"_{SOURCE:08x}"
+    return function
+
+
 @njit(cache=CACHE, nogil=True)
+@versioned
 def _serial(function, block, steps, count):
     for i in range(count):
         _alone(function, block, get_int(steps, 2 * i))
@@ -83,6 +90,7 @@ def _serial(function, block, steps, count):
 
 
 @njit(cache=CACHE, nogil=True)
+@versioned
 def _parallel(function, block, steps, count):
     for i in range(count):
         _together(function, block, get_int(steps, 2 * i), get_int(steps, 2 * i + 1))
@@ -105,6 +113,7 @@ def _alone(function, block, phase):
 
 
 @njit(cache=CACHE, nogil=True, parallel=True)
+@versioned
 def _together(function, block, phase, parts):
     put_int(block, at.PHASE, phase)
     if parts == 1:
