@@ -2,6 +2,7 @@
 
 Plan first (shapes, `plan`), then apply (data, `equations`). Half precision and float32 are computed in float64, so the
 one rounding that shows is the last one; float64 is computed in float64 around the first element (docs/NUMERICS.md).
+The public functions of these names stand in `batchnorm.kernels.on_arrays`, and come here for what no kernel takes.
 """
 
 from __future__ import annotations
@@ -45,34 +46,8 @@ class Gradients(NamedTuple):
 
 @np.errstate(**QUIET)
 def moments(x: ArrayLike, axis: Axis = -1, *, mask: ArrayLike | None = None) -> Moments:
-    """Count, mean and variance of each channel over all other axes.
+    """Count, mean and variance of each channel over all other axes; arguments and errors: `batchnorm.moments`.
 
-    ``mean = sum(x)/count; variance = sum((x - mean)^2)/count``
-
-    Parameters
-    ----------
-    x : array_like
-        Any rank from 1; integers count as float64.
-    axis : int or tuple of int
-        The axis or axes that hold the channels; all others are reduced.
-    mask : array_like of bool, optional
-        True where an element counts: the shape of ``x`` less its channel axes, or anything that broadcasts to the rank
-        of ``x`` with 1 on the channel axes. None counts everything.
-
-    Returns
-    -------
-    Moments
-        In float64 whatever the input. The variance is never negative; a constant channel has exactly 0.
-
-    Raises
-    ------
-    ArgumentError
-        An axis outside the input, a mask that does not broadcast, no counted element in some channel.
-    TypeError
-        Complex or non-numeric input.
-
-    Notes
-    -----
     Corrected two-pass around the first counted element, computed in float64; never E[x^2] - E[x]^2, which gives
     24, -8 or 0 for a variance of 1 at mean 1e4 in float32. Bounds: docs/NUMERICS.md.
 
@@ -97,31 +72,9 @@ def normalize(
     epsilon: float,
     axis: Axis = -1,
 ) -> Array:
-    """Inference: ``gamma * (x - mean) / sqrt(variance + epsilon) + beta`` with the statistics given.
+    """Inference, with the statistics given; arguments and errors: `batchnorm.normalize`.
 
-    Parameters
-    ----------
-    x : array_like
-        Any rank from 1.
-    mean, variance : array_like
-        Statistics of each channel, of the channel axes' shape.
-    gamma, beta : array_like, optional
-        Multiplier and addend of each channel; None is 1 and 0.
-    epsilon : float
-        Added to the variance inside the root; at least 0.
-    axis : int or tuple of int
-        The axis or axes that hold the channels.
-
-    Returns
-    -------
-    array
-        The shape and dtype of ``x`` (float64 for integers). The mean is subtracted first, so the error does not grow
-        with mean/sd as it does in ``x * scale + shift``.
-
-    Raises
-    ------
-    ArgumentError
-        A parameter whose shape is not that of the channel axes; a negative epsilon.
+    The mean is subtracted first, so the error does not grow with mean/sd as it does in ``x * scale + shift``.
 
     Examples
     --------
@@ -144,28 +97,7 @@ def batch_norm(
     axis: Axis = -1,
     mask: ArrayLike | None = None,
 ) -> tuple[Array, Moments]:
-    """Training: normalise with the batch's own mean and variance.
-
-    ``y = gamma * (x - batch_mean) / sqrt(batch_variance + epsilon) + beta``
-
-    Parameters
-    ----------
-    x, gamma, beta, epsilon, axis
-        As in `normalize`.
-    mask : array_like of bool, optional
-        As in `moments`: which elements count in the statistics. Masked positions are normalised like any other.
-
-    Returns
-    -------
-    y : array
-        The shape and dtype of ``x`` (float64 for integers). A constant channel gives exactly beta.
-    moments : Moments
-        The batch's statistics, in float64.
-
-    Raises
-    ------
-    ArgumentError, TypeError
-        As in `moments` and `normalize`.
+    """Training, with the batch's own mean and variance; arguments and errors: `batchnorm.batch_norm`.
 
     Examples
     --------
@@ -191,32 +123,7 @@ def batch_norm_grad(
     axis: Axis = -1,
     mask: ArrayLike | None = None,
 ) -> Gradients:
-    """Gradients of training-mode batch normalization, in closed form.
-
-    ``dx = gamma*inv_std*(grad - (sum(grad) + x_hat*sum(grad*x_hat))/count); dgamma = sum(grad*x_hat);
-    dbeta = sum(grad)``; at masked positions the part that goes through the statistics is absent.
-
-    Parameters
-    ----------
-    grad : array_like
-        Gradient of the loss with respect to the output; the shape of ``x``.
-    x, gamma, epsilon, axis, mask
-        What `batch_norm` was given.
-
-    Returns
-    -------
-    Gradients
-        Without a mask each channel of the input gradient sums to 0 and is orthogonal to x_hat up to
-        ``epsilon * inv_std**2``.
-
-    Raises
-    ------
-    ArgumentError, TypeError
-        As in `batch_norm`; a gradient of another shape than ``x``.
-
-    Notes
-    -----
-    S. Ioffe and C. Szegedy, arXiv:1502.03167, section 3, with the three terms of its chain rule collected.
+    """Gradients of training, in closed form; arguments and errors: `batchnorm.batch_norm_grad`.
 
     Examples
     --------
