@@ -44,13 +44,13 @@ def test_fold_as_json_with_data(run, tmp_path):
     import numpy as np
 
     np.save(tmp_path / "x.npy", np.ones((40, 1, 8, 8), "f4"))
-    done = run("fold", MODEL, "-o", tmp_path / "o.onnx", "--data", tmp_path / "x.npy", "--skip", "bn2", "--json")
+    done = run("fold", MODEL, "-o", tmp_path / "o.onnx", "--data", tmp_path / "x.npy", "--skip", "block_bn1", "--json")
     assert done.status == 1  # one was left out
     document = json.loads(done.out)
     jsonschema.validate(document, json.loads((SCHEMAS / "fold.json").read_text("utf-8")))
     assert [(each["source"], each["samples"]) for each in document["proof"]["inputs"]] == [("random", 32), ("data", 40)]
-    assert document["refused"] == [{"layer": "bn2", "why": "it was left out as asked"}]
-    assert [each.name for each in bn.load(tmp_path / "o.onnx").layers] == ["bn2"]
+    assert document["refused"] == [{"layer": "block_bn1", "why": "it was left out as asked"}]
+    assert [each.name for each in bn.load(tmp_path / "o.onnx").layers] == ["block_bn1"]
 
 
 def test_a_model_of_a_package(run, tmp_path):
@@ -68,7 +68,7 @@ def test_a_model_of_a_package(run, tmp_path):
 
 
 def test_nothing_to_fold(run, tmp_path):
-    done = run("fold", MODEL, "-o", tmp_path / "o.onnx", "--skip", "bn1,bn2,bn3")
+    done = run("fold", MODEL, "-o", tmp_path / "o.onnx", "--skip", "stem_bn,block_bn1,block_bn2")
     assert done.status == 1
     assert "Nothing was folded, and nothing was written." in done.out
     assert not os.listdir(tmp_path)
@@ -109,7 +109,7 @@ def test_bad_input(run, question, tmp_path):
         refused(run(command, tmp_path / "none.onnx", "-o", out), "no such file")
         assert run(command, MODEL).status == 2
     refused(run("fold", MODEL, "-o", tmp_path / "o.keras"), "must end in .onnx")
-    refused(run("fold", MODEL, "-o", out, "--skip", "stem"), "no batch normalization 'stem'", "bn1")
+    refused(run("fold", MODEL, "-o", out, "--skip", "stem"), "no batch normalization 'stem'", "stem_bn")
     refused(run("fold", MODEL, "-o", out, "--data", "none.npy"), "none.npy")
     refused(run("unfreeze", MODEL, "-o", out), "holds no training")
     assert snapshot(tmp_path) == before

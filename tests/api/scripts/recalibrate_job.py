@@ -27,4 +27,5 @@ else:
     found = bn.recalibrate(model, mine, method=method, process_group=dist.group.WORLD)
     layers = {each.name: [each.after.mean.tolist(), each.after.variance.tolist(), each.count] for each in found.layers}
     print(json.dumps({"layers": layers, "gap": found.gap.after}))
+dist.barrier()  # none leaves while another still talks to it
 dist.destroy_process_group()
