@@ -13,6 +13,9 @@ from .finding import RANK, Finding, Hit, Rule, Subject, on_each
 
 __all__ = ["RULES", "apply", "named", "of_record"]
 
+MOST_NAMED = 3
+"""Layers that a finding over many of them names."""
+
 RULES: tuple[Rule, ...] = (
     Rule("BN101", "non-finite", "error", "A stored number is NaN or infinite", on_each(values.non_finite)),
     Rule("BN102", "negative-variance", "error", "A moving variance is below zero", on_each(values.negative_variance)),
@@ -182,14 +185,21 @@ def _joined(rule: Rule, hits: tuple[Hit, ...]) -> Iterable[Hit]:
     return [*(hit for hit in hits if hit not in notes), _one_of(rule, notes)]
 
 
+def _some(notes: list[Hit]) -> str:
+    """A few of them in short; where all say the same, the first in full."""
+    more = f" and {len(notes) - MOST_NAMED} more" if len(notes) > MOST_NAMED else ""
+    if len({hit.short for hit in notes}) == 1:
+        return f"{', '.join(str(hit.layer) for hit in notes[:MOST_NAMED])}{more}. {notes[0].layer}: {notes[0].message}"
+    return "; ".join(f"{hit.layer}: {hit.short}" for hit in notes[:MOST_NAMED]) + (f";{more}." if more else ".")
+
+
 def _one_of(rule: Rule, notes: list[Hit]) -> Hit:
     names = tuple(str(hit.layer) for hit in notes)
-    shown = "; ".join(f"{hit.layer}: {hit.short}" for hit in notes[:3]) + ("; ..." if len(notes) > 3 else "")
     return Hit(
         level="note",
         layer=None,
         layers=names,
-        message=f"{rule.title.lower()} in {len(notes)} layers. {shown}.",
+        message=f"{rule.title.lower()} in {len(notes)} layers: {_some(notes)}",
         short=f"in {len(notes)} layers",
         remedy=notes[0].remedy,
         code=notes[0].code,
