@@ -27,8 +27,6 @@ Pairs = Mapping[str, tuple[Any, Any]]
 """Layer name -> its new moving mean and variance, in float64."""
 
 QUOTED = 200
-PYTORCH = ("torch", "safetensors", "torchscript")
-NAME_IT = "Name the object it belongs to as package.module:name with --weights, or save it with torch.export.save"
 STATE_DICTS = ("torch", "safetensors")
 FROM_CODE = "Give the module as package.module:name with --weights and this file, or its .pt2 or .onnx"
 

@@ -20,7 +20,6 @@ OPERATORS = {
 TYPES = {0: "<f4", 1: "<f2", 2: "<i4", 3: "u1", 4: "<i8", 7: "<i2", 9: "i1", 10: "<f8"}
 DEQUANTIZE = "DEQUANTIZE"
 MOST_ELEMENTS = 1 << 24
-MOST_OPERATORS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
