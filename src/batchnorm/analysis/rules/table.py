@@ -8,7 +8,7 @@ import numpy as np
 
 from batchnorm.core.record import LayerRecord
 
-from . import data, history, modes, settings, structure, values
+from . import before, data, deployment, history, layout, modes, settings, values, wiring
 from .finding import RANK, Finding, Hit, Rule, Subject, on_each
 
 __all__ = ["RULES", "apply", "named", "of_record"]
@@ -68,7 +68,7 @@ RULES: tuple[Rule, ...] = (
         "axis-mismatch",
         "error",
         "The axis contradicts the convolution beside it",
-        structure.axis_mismatch,
+        layout.axis_mismatch,
         "graph",
     ),
     Rule(
@@ -104,27 +104,25 @@ RULES: tuple[Rule, ...] = (
         settings.rank_divergence,
         "models",
     ),
-    Rule("BN301", "useless-bias", "note", "A bias before it that is cancelled", structure.useless_bias, "graph"),
-    Rule(
-        "BN302", "dropout-before", "warning", "Dropout shifts its input's variance", structure.dropout_before, "graph"
-    ),
+    Rule("BN301", "useless-bias", "note", "A bias before it that is cancelled", before.useless_bias, "graph"),
+    Rule("BN302", "dropout-before", "warning", "Dropout shifts its input's variance", before.dropout_before, "graph"),
     Rule(
         "BN303",
         "shared-layer",
         "warning",
         "Several inputs share one set of statistics",
-        structure.shared_layer,
+        wiring.shared_layer,
         "graph",
     ),
-    Rule("BN304", "normalised-twice", "note", "Normalises what is normalised", structure.normalised_twice, "graph"),
-    Rule("BN305", "unused-layer", "note", "Its output is not used", structure.unused_layer, "graph"),
-    Rule("BN306", "foldable", "note", "Could be part of the layer before it", structure.foldable, "graph"),
+    Rule("BN304", "normalised-twice", "note", "Normalises what is normalised", before.normalised_twice, "graph"),
+    Rule("BN305", "unused-layer", "note", "Its output is not used", wiring.unused_layer, "graph"),
+    Rule("BN306", "foldable", "note", "Could be part of the layer before it", deployment.foldable, "graph"),
     Rule(
         "BN307",
         "runtime-fault",
         "warning",
         "A known fault of a runtime meets this graph",
-        structure.runtime_fault,
+        deployment.runtime_fault,
         "graph",
     ),
     Rule(
