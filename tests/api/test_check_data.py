@@ -141,6 +141,30 @@ def test_bad_data():
             bn.check(model, **how)
 
 
+def test_samples_that_are_not_finite_are_left_out_if_asked_for():
+    model = Chain(layer(0, 1))
+    x = draw(200)
+    x[[131, 7], 3] = np.nan, np.inf
+    for data in (x, [x[:150], x[150:]]):
+        found = bn.check(model, data, skip_nonfinite=True)
+        assert (found.data.samples, found.data.skipped, found.failed) == (198, 2, False)
+        assert "2 more are not finite and left out." in str(found)
+    assert document(bn.check(model, draw(200)))["data"]["skipped"] == 0
+
+
+def test_labels_have_to_fit_where_they_are_given():
+    model = Chain(layer(0, 1))
+    x = draw(20)
+    for labels, said in (
+        (np.full(20, CHANNELS), "the label of sample 0, counted from 0, is 8; the model has 8 classes, 0 to 7"),
+        (np.zeros((20, 3)), r"labels of shape \(20, 3\) fit no output of the model, which gives \(20, 8\)"),
+        (np.full(20, 0.5), "fit no output"),
+    ):
+        with pytest.raises(bn.ArgumentError, match=f"check: .*{said}"):
+            bn.check(model, x, labels=labels)
+    assert bn.check(model, [(x, np.zeros((20, 3)))]).accuracy is None  # what a loader brings may be anything
+
+
 def test_a_live_layer_gets_a_line_of_code_and_stays_as_it_was():
     live = bn.BatchNormalization(momentum=0.99)
     live(draw(64, 5, 3), training=True)

@@ -78,9 +78,9 @@ def test_memory_is_constant_in_the_number_of_samples(layer, monkeypatch):
 
 
 NO_DATA = {
-    "number": (5, "is a int"),
-    "empty": (iter(()), "no batch"),
-    "text": ("text", "is a str"),
+    "number": (5, "got a int"),
+    "empty": (iter(()), "no sample"),
+    "text": ("text", "got a str"),
     "ragged": (iter([np.ones((1, 3)), np.ones((1, 4))]), "do not go together"),
 }
 

@@ -174,7 +174,7 @@ def test_any_axis(axis):
 def test_batches_of_any_kind():
     for data in (iter([X[:3], X[3:]]), [(X, None)], [X, X], (batch for batch in (X,))):
         assert bn.verify(Runs(record()), data=data, engines=["numpy"]).agrees
-    for data, message in (([], "no batch"), (3, "iterable of batches"), (np.float32(1), "at least one sample"),
+    for data, message in (([], "no sample"), (3, "iterable of batches"), (np.float32(1), "no sample"),
                           ({}, "same number"), ({"a": X, "b": X[:2]}, "same number")):  # fmt: skip
         with pytest.raises(bn.ArgumentError, match=message):
             bn.verify(Runs(record()), data=data, engines=["numpy"])

@@ -31,7 +31,7 @@ def test_fold_writes_what_it_proved(run, tmp_path):
     done = run("fold", MODEL, "-o", out)
     assert (done.status, done.err) == (0, "")
     assert MODEL.read_bytes() == before
-    assert "3 of 3 batch normalizations folded" in done.out
+    assert "3 of 3 batch normalizations folded" in " ".join(done.out.split())  # a long path wraps the line
     assert "Allowed: 1e-05" in done.out
     assert max(map(len, done.out.splitlines())) <= 80
     assert not bn.load(out).layers

@@ -292,7 +292,7 @@ def test_objects_that_are_no_model(run, own, model, words):
 
 
 @pytest.mark.parametrize(
-    ("data", "word"), [("ragged", "do not go together"), ("nothing", "no batch"), ("number", "int")]
+    ("data", "word"), [("ragged", "do not go together"), ("nothing", "no sample"), ("number", "int")]
 )
 def test_iterables_that_are_no_data(run, own, data, word):
     outcome = run("explain", f"{own}:layer", "--data", f"{own}:{data}")

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from batchnorm.analysis.rules import RANK, Rule, Subject, apply
 from batchnorm.analysis.rules.data import needed
+from batchnorm.analysis.rules.effect import FEWEST
 from batchnorm.analysis.rules.finding import Level
 from batchnorm.analysis.rules.measured import Measurements
 from batchnorm.core.graph import Graph
@@ -24,6 +25,8 @@ __all__ = ["check"]
 
 DEPLOYED = ("onnx", "pt2", "saved_model", "tflite")
 """Formats made for inference, which nobody trains any more."""
+AT_ONCE = 64
+"""Samples of an array that are run at once where no batch size is given; it bounds the memory."""
 NEEDS = {
     "graph": "this file does not tell which operation feeds which",
     "data": "needs --data",
@@ -42,6 +45,7 @@ def check(
     select: Codes = None,
     ignore: Codes = None,
     fail_on: str = "warning",
+    skip_nonfinite: bool = False,
     epsilon: float | None = None,
 ) -> Check:
     """What is wrong with a model's batch normalizations, with the numbers that show it and the way out.
@@ -50,9 +54,9 @@ def check(
     ----------
     model : path or object
         See `load`. Without data nothing is run, and nothing of a file executed.
-    data : array_like or iterable of batches, optional
+    data : array_like, dict of arrays, iterable of batches, or function that returns one, optional
         Input of the model, which is run on it in inference mode. A batch is an array, a dict of named inputs, or a
-        tuple of one of them and the labels.
+        tuple of one of them and the labels. Memory does not grow with the number of batches.
     others : sequence of paths or objects
         Further models: each is checked, and all are held against each other.
     labels : array_like, optional
@@ -64,6 +68,8 @@ def check(
         Codes (``"BN107"``), beginnings of codes (``"BN1"``) or names of rules to apply, or to leave out.
     fail_on : {"error", "warning", "note"}
         From which level on ``.failed`` is True.
+    skip_nonfinite : bool
+        Leave out samples that hold a NaN or an infinity; ``.data.skipped`` says how many.
     epsilon : float, optional
         As in `load`.
 
@@ -77,7 +83,8 @@ def check(
     ModelFileError
         A file that cannot be read as a model.
     ArgumentError
-        No such rule or level; data without a sample, or with NaN in one.
+        No such rule or level; data without a sample, or with a NaN in one, which is named; labels that are too many,
+        too few, or no class of the model.
 
     Examples
     --------
@@ -98,7 +105,7 @@ def check(
     if data is not None and others:
         raise ArgumentError("--data: one model at a time is run on data; give a single MODEL.")
     reads = [load(one, epsilon=epsilon) for one in given]
-    ran = None if data is None or not reads[0].layers else _run(reads[0], data, labels, batch_size)
+    ran = None if data is None or not reads[0].layers else _run(reads[0], data, labels, batch_size, skip_nonfinite)
     subjects = _subjects(reads, None if ran is None else ran.measurements)
     checked = tuple(
         Checked(hashed(one, read), len(read.layers), apply(subject, rules), _live(one))
@@ -115,21 +122,29 @@ def check(
     )
 
 
-def _run(read: Model, data: Any, labels: Any, batch_size: int | None) -> Run:
+def _run(read: Model, data: Any, labels: Any, batch_size: int | None, skip_nonfinite: bool) -> Run:
     from batchnorm.engines.randomness import random_state_kept
 
-    from .batches import batches_of, is_whole
+    from .batches import Batches, is_whole
 
     batched = batch_size is not None or not is_whole(data)
     with random_state_kept():  # a loader that shuffles draws from it
-        return run_on(read, batches_of(data, labels, batch_size), batched)
+        batches = Batches(
+            data,
+            batch_size or AT_ONCE,
+            labels,
+            who="check",
+            nonfinite="skip" if skip_nonfinite else "refuse",
+            hint=f"A gap shows from {FEWEST} samples on, and well from a few hundred.",
+        )
+        return run_on(read, batches, batched, labelled=labels is not None)
 
 
 def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:
     measured = ran.measurements
     size = next((seen.batch_size for seen in measured.layers.values()), None)
     gap = next((one.hit.layer for one in checked.findings if one.rule.code == "BN401"), None)
-    return Seen(measured.samples, ran.batches, size, needed(measured, records), gap)
+    return Seen(measured.samples, ran.batches, size, needed(measured, records), gap, ran.skipped)
 
 
 def _ordered(read: Model, graph: Graph | None) -> tuple[LayerRecord, ...]:

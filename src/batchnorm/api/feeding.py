@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, UnknownLayer
 
-from .inputs import batch_input
+from .batches import Batches
 
 __all__ = ["Fed", "Saver", "batches", "captured", "drawn", "given", "in_order", "loaded", "table"]
 
@@ -51,42 +51,7 @@ def batches(data: Any, size: int) -> Iterator[Any]:
     ArgumentError
         Nothing to iterate, no batch, no real numbers, or arrays of a dict that differ in length.
     """
-    if isinstance(data, dict):
-        yield from _cut_dict(cast("dict[Any, Any]", data), size)
-        return
-    if hasattr(data, "__array__"):
-        array = np.asanyarray(data)  # a memory-mapped file stays one
-        if not array.ndim or not array.size:
-            raise ArgumentError(f"verify: data must hold at least one sample, batch first; got shape {array.shape}.")
-        _require_numbers(array)
-        for start in range(0, len(array), size):
-            yield np.array(array[start : start + size])
-        return
-    if not isinstance(data, Iterable) or isinstance(data, str):
-        raise ArgumentError(f"verify: data must be an array or an iterable of batches; got a {type(data).__name__}.")
-    empty = True
-    for batch in cast("Iterable[Any]", data):
-        empty = False
-        yield batch_input(batch, "data")
-    if empty:
-        raise ArgumentError("verify: data holds no batch.")
-
-
-def _cut_dict(data: dict[Any, Any], size: int) -> Iterator[dict[str, Array]]:
-    arrays = {str(name): np.asarray(value) for name, value in data.items()}
-    lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise ArgumentError(f"verify: the inputs must have the same number of samples, at least one; got {shapes}.")
-    for array in arrays.values():
-        _require_numbers(array)
-    for start in range(0, lengths.pop(), size):
-        yield {name: array[start : start + size] for name, array in arrays.items()}
-
-
-def _require_numbers(array: Array) -> None:
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise ArgumentError(f"verify: data must hold real numbers; got dtype {array.dtype}.")
+    return (batch.inputs for batch in Batches(data, size, who="verify", nonfinite="keep"))
 
 
 def captured(model: Model, records: Sequence[LayerRecord], data: Iterable[Any]) -> Iterator[Fed]:

@@ -19,13 +19,18 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The data that was run: how much of it, and how much a gap of 0.3 standard deviations needs to be told."""
+    """The data that was run.
+
+    How much of it, how much a gap of 0.3 standard deviations needs to be told, and how many samples were left out as
+    they are not finite.
+    """
 
     samples: int
     batches: int
     batch_size: int | None
     samples_needed: int | None
     first_gap: str | None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from batchnorm.errors import ArgumentError
 
 __all__ = [
     "array_file",
-    "batch_input",
+    "as_array",
     "index",
     "model_batches",
     "model_stream",
@@ -149,6 +149,34 @@ def real(array: Any, path: str, option: str) -> Array:
     return found
 
 
+def as_array(value: Any, who: str, what: str = "data") -> Array:
+    """Numbers that a caller gives, as an array; a memory-mapped file stays one, a tensor is taken off its device.
+
+    Raises
+    ------
+    ArgumentError
+        Something in it is no real number, or its rows have several lengths.
+    """
+    try:
+        array = np.asanyarray(_on_host(value))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{who}: {what} must be a regular array of numbers ({error}).") from None
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise ArgumentError(f"{who}: {what} must hold real numbers; got dtype {array.dtype}.")
+    return array
+
+
+def _on_host(value: Any) -> Any:
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        if value.device.type == "cpu" and value.dtype != torch.bfloat16:
+            return value.detach().numpy()
+        from batchnorm.engines.torch_state import array_of
+
+        return array_of(value)
+    return value
+
+
 def model_batches(path: str, *, again: bool = False) -> Any:
     """The input of a model: one array from a .npy file, named inputs from a .npz, or ``package.module:name``.
 
@@ -177,17 +205,6 @@ def model_stream(path: str) -> Any:
     """As `model_batches`; a list is named batches, not the inputs of one."""
     found = model_batches(path)
     return iter(cast("Iterable[Any]", found)) if isinstance(found, (list, tuple)) else found
-
-
-def batch_input(batch: Any, name: str) -> Any:
-    """What a model is fed of one batch: an array, named arrays, or the first of a tuple ``(x, y)``."""
-    parts: tuple[Any, ...] = tuple(cast("Any", batch)) if isinstance(batch, (tuple, list)) else (batch,)
-    if not parts:
-        raise ArgumentError(f"--data: {name} holds a batch without an input.")
-    x = parts[0]
-    if isinstance(x, dict):
-        return {str(key): real(np.asarray(item), name, "--data") for key, item in cast("dict[Any, Any]", x).items()}
-    return real(np.asarray(x), name, "--data")
 
 
 def names_object(text: str) -> bool:

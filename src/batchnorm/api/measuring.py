@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,8 +19,9 @@ from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, BatchnormError
 
-from .batches import Batch
+from .batches import Batch, Batches
 from .findings import Accuracy
+from .labels import floats, hits
 
 __all__ = ["Run", "run_on"]
 
@@ -35,26 +36,29 @@ class Run:
     measurements: Measurements
     batches: int
     accuracy: Accuracy | None
+    skipped: int = 0
 
 
-def run_on(model: Model, batches: Iterable[Batch], batched: bool) -> Run:
+def run_on(model: Model, batches: Batches, batched: bool, *, labelled: bool = False) -> Run:
     """Run the model on every batch, once.
 
     Parameters
     ----------
     model : Model
         Run in inference mode, and in training mode too where there are labels and it can be.
-    batches : iterable of Batch
+    batches : Batches
         Taken one by one; only the first few are kept.
     batched : bool
         Whether the batches are those of a training.
+    labelled : bool
+        Whether labels were given by themselves, and have to fit.
     """
     records = model.layers
     streams = {record.name: Stream(record, batched) for record in records}
     score, kept, samples, number = _Score(model), _Kept(), 0, 0
     with score:
         for batch in batches:
-            outputs, captured = model.run(batch.x, capture=list(streams))
+            outputs, captured = model.run(batch.inputs, capture=list(streams))
             for name, stream in streams.items():
                 stream.add(captured.pop(name, []), batch.samples)
             score.add(batch, outputs)
@@ -62,10 +66,12 @@ def run_on(model: Model, batches: Iterable[Batch], batched: bool) -> Run:
             samples, number = samples + batch.samples, number + 1
     found = {name: seen for name, stream in streams.items() if (seen := stream.result()) is not None}
     if not found:
-        raise ArgumentError("--data: it reaches no batch normalization of the model.")
+        raise ArgumentError(
+            "check: data reaches no batch normalization of the model; give the input of the whole model."
+        )
     whole = Measurements(samples, found)
     helps = _remedies(model, records, whole, kept.batches)
-    return Run(Measurements(samples, found, helps), number, score.result())
+    return Run(Measurements(samples, found, helps), number, score.result(labelled), batches.skipped)
 
 
 class _Kept:
@@ -115,7 +121,7 @@ def _with_change(model: Model, record: LayerRecord, batches: Sequence[Batch], ch
 
 
 def _joined(batches: Sequence[Batch]) -> NDArray[Any] | None:
-    arrays: list[Any] = [batch.x for batch in batches]
+    arrays: list[Any] = [batch.inputs for batch in batches]
     if any(isinstance(each, (dict, list)) for each in arrays):
         return None  # which of several inputs is off cannot be told
     same = [each for each in arrays if each.shape[1:] == arrays[0].shape[1:]]
@@ -132,6 +138,7 @@ class _Score:
         self._asked = False
         self._right = [0.0, 0.0]
         self._counted = [0.0, 0.0]
+        self._unfit: tuple[tuple[int, ...], list[tuple[int, ...]]] | None = None
 
     def __enter__(self) -> None:
         pass
@@ -142,12 +149,12 @@ class _Score:
     def add(self, batch: Batch, outputs: Any) -> None:
         if batch.labels is None:
             return
-        self._count(0, outputs, batch.labels)
+        self._count(0, outputs, batch)
         bench = self._opened()
         if bench is not None:
             names = [record.name for record in self._model.layers if record.mode != "frozen"]
             with bench.session():
-                self._count(1, bench.outputs(batch.x, training=names), batch.labels)
+                self._count(1, bench.outputs(batch.inputs, training=names), batch)
 
     def _opened(self) -> Any:
         if not self._asked:
@@ -156,30 +163,26 @@ class _Score:
             self._bench = None if make is None else make()
         return self._bench
 
-    def _count(self, mode: int, outputs: Any, labels: NDArray[Any]) -> None:
-        right = _right(outputs, labels)
+    def _count(self, mode: int, outputs: Any, batch: Batch) -> None:
+        assert batch.labels is not None
+        right = hits(outputs, batch.labels, batch.start, "check")
         if right is not None:
             self._right[mode] += float(right.sum())
             self._counted[mode] += right.size
+        else:
+            self._unfit = self._unfit or (batch.labels.shape, [each.shape for each in floats(outputs)])
 
-    def result(self) -> Accuracy | None:
+    def result(self, asked: bool) -> Accuracy | None:
         if not self._counted[0]:
+            if asked and self._unfit is not None:
+                given, outputs = self._unfit
+                shapes = " or ".join(map(str, outputs)) or "no number"
+                raise ArgumentError(
+                    f"check: labels of shape {given} fit no output of the model, which gives {shapes} for them. Give "
+                    "one class a sample, counted from 0, or one-hot rows."
+                )
             return None
         shares = [
             right / counted if counted else None for right, counted in zip(self._right, self._counted, strict=True)
         ]
         return Accuracy(cast("float", shares[0]), shares[1])
-
-
-def _right(outputs: Any, labels: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Whether each answer is right: the largest of the last axis, or the side of a single number."""
-    while isinstance(outputs, (list, tuple, dict)) and len(cast("Any", outputs)) == 1:
-        outputs = next(iter(cast("Any", outputs).values() if isinstance(outputs, dict) else cast("Any", outputs)))
-    if isinstance(outputs, (list, tuple, dict)):
-        return None
-    scores = np.asarray(outputs).astype(np.float64)
-    if scores.ndim > 1 and scores.shape[-1] > 1:
-        classes = labels.argmax(axis=-1) if labels.shape == scores.shape else labels.reshape(scores.shape[:-1])
-        return scores.argmax(axis=-1) == classes
-    threshold = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
-    return (scores.ravel() > threshold) == (labels.ravel() > 0.5)

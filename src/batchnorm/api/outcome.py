@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from batchnorm.core.calibration import Bench
+from batchnorm.errors import BatchnormError
 
-from .passes import Gather
+from .labels import floats, hits
+from .passes import Gather, alone, shared
 from .streams import Batch
 
 __all__ = ["accuracy", "gap"]
-
-Array = NDArray[Any]
 
 
 def gap(bench: Bench, batches: Sequence[Batch], training: Collection[str], gather: Gather) -> float | None:
@@ -28,7 +27,7 @@ def gap(bench: Bench, batches: Sequence[Batch], training: Collection[str], gathe
     for batch in batches:
         if batch.samples < 2:
             continue
-        pair = zip(*(_floats(bench.outputs(batch.inputs, names)) for names in ((), training)), strict=True)
+        pair = zip(*(floats(bench.outputs(batch.inputs, names)) for names in ((), training)), strict=True)
         for inference, trained in pair:
             if inference.shape == trained.shape:
                 apart += float(np.sum((inference - trained) ** 2))
@@ -39,42 +38,27 @@ def gap(bench: Bench, batches: Sequence[Batch], training: Collection[str], gathe
 
 
 def accuracy(bench: Bench, batches: Collection[Batch] | Any, gather: Gather) -> float | None:
-    """The share of labels that the largest of the model's (first) outputs names; None without such labels."""
-    right = total = 0
-    for batch in batches:
-        if batch.labels is None:
-            continue
-        outputs = _floats(bench.outputs(batch.inputs))
-        hits = _hits(outputs[0], batch.labels) if outputs else None
-        if hits is not None:
-            right += int(hits.sum())
-            total += hits.size
-    parts = gather((right, total))
+    """The share of labels that the model names (`hits`); None without such labels."""
+    parts, failure = (0, 0), None
+    try:
+        parts = _counted(bench, batches)
+    except BatchnormError as error:
+        if gather is alone:
+            raise
+        failure = error
+    parts = shared(gather, parts, failure)
     right, total = (sum(part[place] for part in parts) for place in (0, 1))
     return right / total if total else None
 
 
-def _hits(outputs: Array, labels: Array) -> Array | None:
-    if labels.shape == outputs.shape and outputs.ndim > 1 and outputs.shape[-1] > 1:
-        return np.equal(outputs.argmax(-1), labels.argmax(-1))  # one-hot
-    if labels.dtype.kind not in "iub":
-        return None
-    flat = labels.reshape(labels.shape[:-1]) if labels.ndim > 1 and labels.shape[-1] == 1 else labels
-    for axis in (-1, 1):
-        if outputs.ndim < 2 or outputs.shape[axis] < 2:
-            continue
-        best = outputs.argmax(axis)
-        if best.shape == flat.shape:
-            return np.equal(best, flat)
-    return None
-
-
-def _floats(outputs: Any) -> list[Array]:
-    """Every floating-point array of the outputs, in float64."""
-    if isinstance(outputs, dict):
-        return [array for value in cast("dict[Any, Any]", outputs).values() for array in _floats(value)]
-    if isinstance(outputs, (list, tuple)):
-        return [array for value in cast("list[Any]", outputs) for array in _floats(value)]
-    array = np.asarray(outputs)
-    is_float = array.ndim > 0 and (array.dtype.kind == "f" or array.dtype.name == "bfloat16")
-    return [array.astype(np.float64)] if is_float else []
+def _counted(bench: Bench, batches: Collection[Batch] | Any) -> tuple[int, int]:
+    right = total = 0
+    for batch in batches:
+        found = (
+            None
+            if batch.labels is None
+            else hits(bench.outputs(batch.inputs), batch.labels, batch.start, "recalibrate")
+        )
+        if found is not None:
+            right, total = right + int(found.sum()), total + found.size
+    return right, total

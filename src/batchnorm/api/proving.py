@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from batchnorm.core.protocols import Model
 from batchnorm.engines.session import Input
 from batchnorm.errors import ArgumentError, BatchnormError
 
-from .inputs import batch_input
+from .batches import Batches, is_whole, mapped, samples_of
 
 __all__ = ["Nudged", "Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "like", "proved"]
 
@@ -109,9 +110,7 @@ def _random(rng: np.random.Generator, wanted: Input, length: int) -> NDArray[Any
 def like(batch: Any, seed: int) -> Any:
     """Random inputs of the shapes and types of a batch: standard normal, or its own integers in another order."""
     rng = np.random.default_rng(seed)
-    if isinstance(batch, dict):
-        return {key: _like(rng, each) for key, each in cast("dict[str, NDArray[Any]]", batch).items()}
-    return _like(rng, batch)
+    return mapped(batch, partial(_like, rng))
 
 
 def _like(rng: np.random.Generator, given: NDArray[Any]) -> NDArray[Any]:
@@ -148,7 +147,7 @@ def proved(first: Runs, second: Runs, source: str, data: Iterable[Any]) -> Tried
     samples, most, largest = 0, 0.0, 0.0
     for batch in data:
         ours, theirs = (list(_flat(model.run(batch)[0])) for model in (first, second))
-        samples += _count(batch)
+        samples += max(samples_of(batch), 1)  # a scalar is a sample
         for one, other in zip(ours, theirs, strict=True):
             a, b = one.astype(np.float64), other.astype(np.float64)
             with np.errstate(invalid="ignore"):
@@ -179,11 +178,6 @@ def _flat(outputs: Any) -> Iterator[NDArray[Any]]:
             yield array
 
 
-def _count(batch: Any) -> int:
-    array: Any = next(iter(cast("dict[str, Any]", batch).values())) if isinstance(batch, dict) else batch
-    return int(np.shape(array)[0]) if np.ndim(array) else 1
-
-
 @dataclass(frozen=True, slots=True)
 class Nudged:
     """A model whose floating-point inputs move by one unit in the last place, up or down: what rounding does to it."""
@@ -192,11 +186,7 @@ class Nudged:
 
     def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Any]:
         """See `batchnorm.core.protocols.Model`."""
-        if isinstance(x, dict):
-            moved: Any = {key: _nudged(each) for key, each in cast("dict[str, NDArray[Any]]", x).items()}
-        else:
-            moved = _nudged(x)
-        return self.model.run(moved, capture)
+        return self.model.run(mapped(x, _nudged), capture)
 
 
 def _nudged(given: NDArray[Any]) -> NDArray[Any]:
@@ -209,21 +199,10 @@ def _nudged(given: NDArray[Any]) -> NDArray[Any]:
 def batches(data: Any, wanted: Sequence[Input] | None) -> Iterator[Any]:
     """Data as a model takes it: arrays cut into parts, of the size that the model fixes if it fixes one."""
     fixed = next((one.shape[0] for one in wanted or () if one.shape and one.shape[0]), None)
-    size = fixed or CHUNK
-    if isinstance(data, dict) or hasattr(data, "shape"):
-        whole = batch_input(data, "--data")
-        count = _count(whole)
-        for at in range(0, count - (count % fixed if fixed else 0), size):
-            yield _part(whole, at, at + size)
-        return
-    for batch in cast("Iterable[Any]", data):
-        yield batch_input(batch, "--data")
-
-
-def _part(whole: Any, start: int, end: int) -> Any:
-    if isinstance(whole, dict):
-        return {key: each[start:end] for key, each in cast("dict[str, Any]", whole).items()}
-    return whole[start:end]
+    whole = is_whole(data)
+    for batch in Batches(data, fixed or CHUNK, who="fold", nonfinite="keep"):
+        if not (whole and fixed) or batch.samples == fixed:
+            yield batch.inputs
 
 
 def first_that_runs(model: Model, wanted: Sequence[Input], seed: int) -> Any:

@@ -22,6 +22,7 @@ LEVELS = click.Choice(["error", "warning", "note"])
 )
 @click.option("--labels", metavar="FILE", help="The right answers, .npy: accuracy in both modes.")
 @click.option("--batch-size", type=int, metavar="N", help="That of the training, for arrays (BN405).")
+@click.option("--skip-nonfinite", is_flag=True, help="Leave out samples with a NaN or an infinity in them.")
 @click.option("--select", metavar="CODES", help="Only these rules: BN107,BN2 (a beginning selects all it begins).")
 @click.option("--ignore", metavar="CODES", help="Not these rules.")
 @click.option("--fail-on", type=LEVELS, help="From which level on the exit status is 1 (warning).")
@@ -42,6 +43,7 @@ def check_command(
     data: str | None,
     labels: str | None,
     batch_size: int | None,
+    skip_nonfinite: bool,
     select: str | None,
     ignore: str | None,
     fail_on: str | None,
@@ -68,6 +70,7 @@ def check_command(
             None if data is None else inputs.model_batches(data),
             labels=None if labels is None else inputs.array_file(labels, "--labels"),
             batch_size=batch_size,
+            skip_nonfinite=skip_nonfinite,
             others=given[1:],
             select=select if select is not None else own.get("select"),
             ignore=ignore if ignore is not None else own.get("ignore"),

@@ -81,13 +81,16 @@ def _draw_data(document: Document, to: Console) -> None:
 
 
 def _seen(seen: Document) -> str:
-    samples, wanted = seen["samples"], seen["samples_needed"]
+    samples, wanted, skipped = seen["samples"], seen["samples_needed"], seen["skipped"]
+    enough = "" if wanted is None or samples < wanted else f"; to tell it took {wanted}"
     if seen["first_gap"] is not None:
-        return f"On {samples} samples training and inference mode part, first in {named(seen['first_gap'])}."
-    if wanted is not None and samples < wanted:
-        return f"{samples} samples are too few to tell a gap of 0.3 standard deviations: it takes {wanted}."
-    enough = "" if wanted is None else f"; to tell it took {wanted}"
-    return f"On {samples} samples training and inference mode agree in every layer{enough}."
+        found = f"On {samples} samples training and inference mode part, first in {named(seen['first_gap'])}{enough}."
+    elif wanted is not None and samples < wanted:
+        found = f"{samples} samples are too few to tell a gap of 0.3 standard deviations: it takes {wanted}."
+    else:
+        found = f"On {samples} samples training and inference mode agree in every layer{enough}."
+    left_out = f" {skipped} more {'is' if skipped == 1 else 'are'} not finite and left out." if skipped else ""
+    return found + left_out
 
 
 def _share(value: float) -> str:
