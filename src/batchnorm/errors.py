@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import sys
 from types import ModuleType
 
 import numpy as np
@@ -81,6 +82,8 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     MissingExtra
         The module is not installed. An installed module that fails inside its own import keeps its own error.
     """
+    if sys.modules.get(module) is not None:
+        return importlib.import_module(module)  # no import draws numbers here; waits for one under way elsewhere
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what could change
     try:
         return importlib.import_module(module)

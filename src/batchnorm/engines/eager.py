@@ -1,7 +1,8 @@
 """What the benches of eager frameworks share: every call of a layer is seen before it is computed.
 
 Training mode is inference with the batch's own moments written into the layer just before it runs, so that whatever the
-layer does beside normalising (activation, residual, mixed precision) is its own code. What feeds what is found by
+layer does beside normalising (activation, residual, mixed precision) is its own code; a layer that does nothing beside
+may be computed by its call, together with the moments. What feeds what is found by
 writing NaN into one layer's statistics and looking where it arrives: NaN passes through every arithmetic there is.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,29 +19,14 @@ import numpy as np
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Trace
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import ArgumentError
 
-__all__ = ["Call", "Eager", "Visit", "few"]
+from .calls import Call, Visit
+from .session import structured
+
+__all__ = ["Eager", "few"]
 
 TRACED = 2
 """Samples of a batch that are enough to see what feeds what."""
-
-
-class Call(ABC):
-    """One call of a layer, seen before it is computed."""
-
-    name: str
-
-    @abstractmethod
-    def moments(self) -> Accumulator:
-        """Moments of its input, over what its mask counts."""
-
-    @abstractmethod
-    def total(self) -> float:
-        """The sum of its input: NaN where a NaN has arrived, and another number where anything has changed."""
-
-
-Visit = Callable[[Call], None]
 
 
 class Stopped(BaseException):
@@ -75,8 +61,11 @@ class Eager(ABC):
         """Write such a copy back."""
 
     @abstractmethod
+    def _array(self, output: Any) -> Any:
+        """A copy of one output as an array; what is no tensor, as it is."""
+
     def _arrays(self, outputs: Any) -> Any:
-        """Outputs as arrays."""
+        return structured(outputs, self._array)
 
     def measure(self, batch: Any, layers: Collection[str], training: Collection[str] = ()) -> dict[str, Accumulator]:
         """See `Bench`."""
@@ -85,13 +74,13 @@ class Eager(ABC):
 
         def visit(call: Call) -> None:
             if call.name in layers:
-                moments = call.moments()
+                is_last = last is not None and len({*found, call.name}) == last
+                moments = call.moments() if is_last or call.name not in training else self._as_in_training(call)
                 found[call.name] = found[call.name].merge(moments) if call.name in found else moments
-                self._as_in_training(call, moments, training)
-                if last is not None and len(found) == last:
+                if is_last:
                     raise Stopped
             elif call.name in training:
-                self._as_in_training(call, call.moments(), training)
+                self._as_in_training(call)
 
         with self._restored(training), contextlib.suppress(Stopped):
             self._run(batch, visit)
@@ -102,7 +91,7 @@ class Eager(ABC):
 
         def visit(call: Call) -> None:
             if call.name in training:
-                self._as_in_training(call, call.moments(), training)
+                self._as_in_training(call)
 
         with self._restored(training):
             return self._arrays(self._run(batch, visit))
@@ -149,9 +138,11 @@ class Eager(ABC):
             return None
         return totals
 
-    def _as_in_training(self, call: Call, moments: Accumulator, training: Collection[str]) -> None:
-        if call.name in training and np.all(np.greater(moments.count, 0)):
+    def _as_in_training(self, call: Call) -> Accumulator:
+        moments = call.in_training()
+        if call.output is None and np.all(np.greater(moments.count, 0)):
             self.write(call.name, moments.mean, moments.variance(0))
+        return moments
 
     def _channels(self, layer: str) -> int:
         return next(record.channels for record in self.records if record.name == layer)
@@ -177,8 +168,3 @@ def few(batch: Any) -> Any:
 
 def _everything_after(order: tuple[str, ...]) -> dict[str, frozenset[str]]:
     return {name: frozenset(order[number + 1 :]) for number, name in enumerate(order)}
-
-
-def refuse_symbolic(name: str, error: Exception) -> ArgumentError:
-    """The error of a layer whose input has no values while it is called."""
-    return ArgumentError(f"recalibrate: {name} is called on a symbolic tensor ({type(error).__name__}), without values")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refuse
 
 from .keras_state import called, same_variables
 from .randomness import random_state_kept
-from .session import Input
+from .session import Input, structured
 
 __all__ = [
     "array_of",
@@ -29,6 +30,7 @@ __all__ = [
     "load_file",
     "load_layers",
     "open_file",
+    "replaced_call",
     "run_live",
 ]
 
@@ -203,9 +205,22 @@ def _children(layer: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _recorded(name: str, layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Generator[None]:
-    original: Callable[..., Any] = layer.call
+def replaced_call(layer: Any, call: Callable[..., Any]) -> Generator[None]:
+    """For the time of a run another ``call`` of one layer; its class and its other instances stay as they are."""
     own = cast("dict[str, Any]", vars(layer)).get("call")
+    # Straight into the instance: Keras' own __setattr__ tracks and locks what it is given.
+    object.__setattr__(layer, "call", call)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(layer, "call")
+        else:
+            object.__setattr__(layer, "call", own)
+
+
+def _recorded(name: str, layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> AbstractContextManager[None]:
+    original: Callable[..., Any] = layer.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs = original(*args, **kwargs)
@@ -218,15 +233,7 @@ def _recorded(name: str, layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any
             ) from error
         return outputs
 
-    # Straight into the instance: Keras' own __setattr__ tracks and locks what it is given.
-    object.__setattr__(layer, "call", call)
-    try:
-        yield
-    finally:
-        if own is None:
-            object.__delattr__(layer, "call")
-        else:
-            object.__setattr__(layer, "call", own)
+    return replaced_call(layer, call)
 
 
 def given_inputs(model: Any, x: Any) -> Any:
@@ -284,11 +291,7 @@ def _check_shape(array: NDArray[Any], shape: Any, what: str = "its input") -> No
 
 def arrays(outputs: Any) -> Any:
     """Outputs as arrays, in their structure."""
-    if isinstance(outputs, dict):
-        return {key: arrays(value) for key, value in cast("dict[Any, Any]", outputs).items()}
-    if isinstance(outputs, (list, tuple)):
-        return [arrays(value) for value in cast("list[Any]", outputs)]
-    return array_of(outputs)
+    return structured(outputs, array_of)
 
 
 def array_of(tensor: Any) -> NDArray[Any]:

@@ -7,19 +7,21 @@ import inspect
 import pathlib
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from batchnorm.core import equations
-from batchnorm.core.accumulator import Accumulator
-from batchnorm.core.plan import mask_shape, plan
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused
+from batchnorm.kernels import cpu
 
 from . import keras as live
-from .eager import Call, Eager, Visit
+from .calls import Call, Visit
+from .eager import Eager
+from .jax_memory import memory_of_jax
 from .randomness import random_state_kept
+from .torch_state import memory_of
 
 __all__ = ["ModelBench", "commit", "save"]
 
@@ -44,7 +46,7 @@ class ModelBench(Eager):
         with contextlib.ExitStack() as stack:
             stack.enter_context(random_state_kept())
             for layer in _noisy(self._model):
-                stack.enter_context(_replaced(layer, _quiet(layer)))
+                stack.enter_context(live.replaced_call(layer, _quiet(layer)))
             try:
                 yield
             finally:
@@ -60,7 +62,7 @@ class ModelBench(Eager):
         with contextlib.ExitStack() as stack:
             for record in self.records:
                 layer = self._layers[record.name]
-                stack.enter_context(_replaced(layer, _seen(layer, record, visit)))
+                stack.enter_context(live.replaced_call(layer, _seen(layer, record, visit)))
             return self._model(inputs, training=False)
 
     def _kept(self, layer: str) -> Any:
@@ -70,50 +72,54 @@ class ModelBench(Eager):
         for held, before in kept:
             held.assign(before)
 
-    def _arrays(self, outputs: Any) -> Any:
-        return live.arrays(outputs)
+    def _array(self, output: Any) -> Any:
+        return live.array_of(output)
 
 
 class TensorCall(Call):
     """A call of a layer on a tensor of any backend."""
 
     def __init__(self, record: LayerRecord, x: Any, mask: Any) -> None:
-        self.name = record.name
-        self._record = record
-        self._x = x
-        self._mask = mask
-
-    def moments(self) -> Accumulator:
-        """See `Call`."""
         keras: Any = sys.modules["keras"]
-        ops, record, who = keras.ops, self._record, f"recalibrate: {self._record.name}"
-        x = keras.ops.convert_to_tensor(self._x)
-        how = plan(tuple(x.shape), record.axis, who)
-        if how.count == 0:
-            return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
-        wide = x if "64" in str(x.dtype) else ops.cast(x, "float32")
-        refine = keras.backend.backend() in SUMS_IN_ORDER
-        if self._mask is None:
-            count: Any = how.count
-            found = equations.moments(ops, wide, how.reduced, count, refine=refine)
-        else:
-            mask = np.asarray(live.array_of(self._mask), bool)
-            aligned, full = mask_shape(mask.shape, tuple(x.shape), how.kept, who)
-            mask = np.broadcast_to(mask.reshape(aligned), full)
-            count = int(mask.sum())
-            counted = ops.convert_to_tensor(mask)
-            found = equations.moments(ops, wide, how.reduced, max(count, 1), counted, refine=refine)
-        parts = [live.array_of(each).astype(np.float64) for each in (found.high, found.low, found.variance)]
-        if not all(np.all(np.isfinite(part)) for part in parts):
-            raise Refused(
-                f"{who}: its input is not finite on this data, so that its statistics would not be either. Look for "
-                "weights or statistics that are not finite before it: batchnorm check names them."
-            )
-        return Accumulator.from_parts(count, *parts)
+        super().__init__(record, keras.ops.convert_to_tensor(x), mask)
+        self._keras = keras
+        self._backend: str = keras.backend.backend()
+        self.refine = self._backend in SUMS_IN_ORDER
+        self.threads = sys.modules["torch"].get_num_threads() if self._backend == "torch" else None
 
-    def total(self) -> float:
-        """See `Call`."""
-        return float(np.sum(live.array_of(self._x).astype(np.float64)))
+    def _namespace(self) -> Any:
+        return self._keras.ops
+
+    def _widened(self) -> Any:
+        return self.x if "64" in str(self.x.dtype) else self._keras.ops.cast(self.x, "float32")
+
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        return self._keras.ops.convert_to_tensor(array)
+
+    def _array(self, tensor: Any) -> NDArray[Any]:
+        return live.array_of(tensor)
+
+    def _memory(self) -> NDArray[Any] | None:
+        held = MEMORY.get(self._backend, lambda _: None)(self.x)
+        return held if held is not None and held.dtype.name in cpu.DTYPES else None
+
+
+def _memory_of_tensorflow(x: Any) -> NDArray[Any] | None:
+    if not str(getattr(x, "device", "")).rpartition("/")[2].startswith("device:CPU"):
+        return None
+    try:
+        return np.asarray(memoryview(x))
+    except ValueError:  # bfloat16 has no letter among the types of the buffer protocol
+        return None
+
+
+MEMORY: dict[str, Callable[[Any], NDArray[Any] | None]] = {
+    "torch": memory_of,
+    "tensorflow": _memory_of_tensorflow,
+    "jax": memory_of_jax,
+    "numpy": np.asarray,
+}
+"""What of a backend's tensors can be read where it lies."""
 
 
 def write(layer: Any, mean: Any, variance: Any) -> None:
@@ -200,17 +206,3 @@ def _seen(layer: Any, record: LayerRecord, visit: Visit) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return call
-
-
-@contextlib.contextmanager
-def _replaced(layer: Any, call: Callable[..., Any]) -> Generator[None]:
-    own = cast("dict[str, Any]", vars(layer)).get("call")
-    # Straight into the instance: Keras' own __setattr__ tracks and locks what it is given.
-    object.__setattr__(layer, "call", call)
-    try:
-        yield
-    finally:
-        if own is None:
-            object.__delattr__(layer, "call")
-        else:
-            object.__setattr__(layer, "call", own)

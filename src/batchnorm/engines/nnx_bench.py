@@ -11,14 +11,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from batchnorm.core import equations
-from batchnorm.core.accumulator import Accumulator
-from batchnorm.core.plan import mask_shape, plan
+from batchnorm.core.plan import Plan
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, Refused
 
-from .eager import Call, Eager, Visit
+from .calls import Call, Visit
+from .eager import Eager
+from .jax_memory import memory_of_jax
 from .session import printable
 
 __all__ = ["NnxBench", "commit", "write"]
@@ -116,52 +117,43 @@ class NnxBench(Eager):
         for held, before in kept:
             held.set_value(before)
 
-    def _arrays(self, outputs: Any) -> Any:
-        if isinstance(outputs, dict):
-            return {key: self._arrays(value) for key, value in outputs.items()}
-        if isinstance(outputs, (list, tuple)):
-            return [self._arrays(value) for value in outputs]
-        return np.asarray(outputs)
+    def _array(self, output: Any) -> Any:
+        return np.asarray(output)
 
 
 class ArrayCall(Call):
     """A call of a layer on an array of JAX."""
 
     def __init__(self, record: LayerRecord, x: Any, mask: Any) -> None:
-        self.name = record.name
-        self._record = record
-        self._x = x
-        self._mask = mask
         jax: Any = sys.modules["jax"]
         if isinstance(x, jax.core.Tracer):
             raise Refused(
                 f"recalibrate: {record.name} is called inside jax.jit or another transformation, where its input has "
                 "no values to measure. Call the module without it."
             )
+        super().__init__(record, jax.numpy.asarray(x), mask)
+        self._jnp: Any = jax.numpy
 
-    def moments(self) -> Accumulator:
-        """See `Call`."""
-        jnp: Any = sys.modules["jax"].numpy
-        record, who = self._record, f"recalibrate: {self._record.name}"
-        x = jnp.asarray(self._x)
-        how = plan(tuple(x.shape), record.axis, who)
-        if how.count == 0:
-            return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
-        wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-        count: Any = how.count
-        counted: Any = None
-        if self._mask is not None:
-            mask = _full_mask(np.asarray(self._mask, bool), tuple(x.shape), how.kept, who)
-            counted, count = jnp.asarray(mask), mask.sum(axis=how.reduced, keepdims=True)
-        found = equations.moments(jnp, wide, how.reduced, np.maximum(count, 1), counted)
-        parts = [np.asarray(each, np.float64) for each in (found.high, found.low, found.variance)]
-        if not all(np.all(np.isfinite(part)) for part in parts):
-            raise Refused(f"{who}: its input is not finite on this data. batchnorm check names what is not.")
-        return Accumulator.from_parts(count, *parts)
+    def _namespace(self) -> Any:
+        return self._jnp
 
-    def total(self) -> float:
-        """See `Call`."""
-        return float(np.sum(np.asarray(self._x, np.float64)))
+    def _widened(self) -> Any:
+        return self.x if self.x.dtype == self._jnp.float64 else self.x.astype(self._jnp.float32)
+
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        return self._jnp.asarray(array)
+
+    def _array(self, tensor: Any) -> NDArray[Any]:
+        return np.asarray(tensor)
+
+    def _memory(self) -> NDArray[Any] | None:
+        return memory_of_jax(self.x)
+
+    def _counted(self, how: Plan, who: str) -> NDArray[Any]:
+        try:
+            return super()._counted(how, who)
+        except ArgumentError:  # Flax' own masks broadcast to the input, channel by channel
+            return np.broadcast_to(np.asarray(self.mask, bool), tuple(self.x.shape))
 
 
 def write(module: Any, mean: Any, variance: Any) -> None:
@@ -189,11 +181,3 @@ def commit(modules: Mapping[str, Any], statistics: Mapping[str, tuple[Any, Any]]
 
 def _held(module: Any) -> list[Any]:
     return [held for name in VARIABLES if (held := getattr(module, name, None)) is not None]
-
-
-def _full_mask(mask: Any, shape: tuple[int, ...], kept: tuple[int, ...], who: str) -> Any:
-    try:
-        aligned, full = mask_shape(mask.shape, shape, kept, who)
-    except ArgumentError:  # Flax' own masks broadcast to the input, channel by channel
-        return np.broadcast_to(mask, shape)
-    return np.broadcast_to(mask.reshape(aligned), full)

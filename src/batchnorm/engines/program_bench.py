@@ -14,11 +14,12 @@ import numpy as np
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import BatchnormError, require
 
-from .eager import Eager, Visit
+from .calls import Visit
+from .eager import Eager
 from .session import refused
 from .torch_bench import TensorCall
 from .torch_program import PURPOSE, WAY_OUT, Program
-from .torch_state import same_random_state, tensor_of
+from .torch_state import array_of, same_random_state, tensor_of
 
 __all__ = ["ProgramBench"]
 
@@ -71,6 +72,9 @@ class ProgramBench(Eager):
     def _put_back(self, layer: str, kept: Any) -> None:
         for name, before in zip(self._buffers[layer], kept, strict=True):
             self._held[name].copy_(before)
+
+    def _array(self, output: Any) -> Any:
+        return array_of(output)
 
     def _arrays(self, outputs: Any) -> Any:
         return self._program.outputs(outputs)

@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 from batchnorm.core.protocols import Capture
 from batchnorm.errors import ArgumentError, ModelFileError, Refused, UnknownLayer
 
-__all__ = ["Input", "Lazy", "Places", "Session", "feed", "printable", "refused", "require_layers", "require_visible"]
+__all__ = [
+    "Input",
+    "Lazy",
+    "Places",
+    "Session",
+    "feed",
+    "printable",
+    "refused",
+    "require_layers",
+    "require_visible",
+    "structured",
+]
 
 Places = dict[str, list[tuple[str, int, str]]]
 """Layer name -> its uses in a graph: the operator and which of its inputs goes in, and the operator whose output comes
@@ -158,6 +169,15 @@ def printable(error: object) -> str:
 def refused(path: str, engine: str, error: Exception, way_out: str) -> ModelFileError:
     """The error of a model that an engine cannot load or run, with the engine's own words."""
     return ModelFileError(f"{path}: {engine} refuses it ({type(error).__name__}: {printable(error)}). {way_out}.")
+
+
+def structured(outputs: Any, convert: Callable[[Any], Any]) -> Any:
+    """Outputs in their structure of dictionaries and lists, each tensor converted."""
+    if isinstance(outputs, dict):
+        return {key: structured(value, convert) for key, value in cast("dict[Any, Any]", outputs).items()}
+    if isinstance(outputs, (list, tuple)):
+        return [structured(value, convert) for value in cast("Sequence[Any]", outputs)]
+    return convert(outputs)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from batchnorm.core.protocols import Capture
 from batchnorm.errors import ArgumentError, BatchnormError, require
 
-from .session import printable, require_layers
+from .session import printable, require_layers, structured
 from .torch_state import array_of, same_numbers, same_random_state, tensor_of
 
 __all__ = ["PURPOSE", "arguments", "arrays", "called", "is_live", "run_module", "unchanged"]
@@ -185,11 +185,5 @@ def _recorded(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Gen
 
 
 def arrays(torch: Any, outputs: Any) -> Any:
-    """Outputs as arrays, in their structure."""
-    if isinstance(outputs, torch.Tensor):
-        return array_of(outputs)
-    if isinstance(outputs, dict):
-        return {key: arrays(torch, value) for key, value in cast("dict[Any, Any]", outputs).items()}
-    if isinstance(outputs, (list, tuple)):
-        return [arrays(torch, value) for value in cast("Sequence[Any]", outputs)]
-    return outputs
+    """Outputs as arrays, in their structure; what is no tensor, as it is."""
+    return structured(outputs, lambda each: array_of(each) if isinstance(each, torch.Tensor) else each)

@@ -8,22 +8,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from batchnorm.core import equations
 from batchnorm.core.accumulator import Accumulator
-from batchnorm.core.plan import mask_shape, plan
+from batchnorm.core.plan import Plan, plan
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import Refused, require
+from batchnorm.errors import require
+from batchnorm.kernels import cpu
+from batchnorm.kernels.on_arrays import HUGE
 
 from . import torch as live
-from .eager import Call, Eager, Visit
-from .torch_state import array_of, same_numbers
+from .calls import Call, Visit, of_channels
+from .eager import Eager
+from .torch_state import array_of, memory_of, same_numbers
 
-__all__ = ["ModuleBench", "TensorCall", "commit", "frozen_by_hand", "save", "tensor_moments"]
+__all__ = ["ModuleBench", "TensorCall", "commit", "frozen_by_hand", "save"]
 
 BUFFERS = ("running_mean", "running_var")
 IN_CACHE = 1 << 17
@@ -54,20 +57,40 @@ class ModuleBench(Eager):
 
     def _run(self, batch: Any, visit: Visit) -> Any:
         positional, named = live.arguments(self._torch, self._model, batch)
-        handles = [self._hooked(record, visit) for record in self.records]
-        try:
+        with contextlib.ExitStack() as stack:
+            for record in self.records:
+                stack.enter_context(self._seen(record, visit))
             return live.called(self._model, positional, named)
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _hooked(self, record: LayerRecord, visit: Visit) -> Any:
+    @contextlib.contextmanager
+    def _seen(self, record: LayerRecord, visit: Visit) -> Generator[None]:
+        module = self._modules[record.name]
+        if is_plain(self._torch, module):
+            with _replaced(module, self._computed(record, module, visit)):
+                yield
+            return
+
         def before(_module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             given = (*arguments, *(value for key, value in named.items() if key != "mask"))
             mask = named.get("mask", arguments[1] if len(arguments) > 1 else None)
             visit(TensorCall(self._torch, record, given[0], mask))
 
-        return self._modules[record.name].register_forward_pre_hook(before, with_kwargs=True)
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _computed(self, record: LayerRecord, module: Any, visit: Visit) -> Callable[..., Any]:
+        """A layer's ``forward`` that may be left out, as PyTorch's does nothing but normalise."""
+        original = module.forward
+
+        def forward(input: Any) -> Any:  # PyTorch's name
+            call = TensorCall(self._torch, record, input, module=module)
+            visit(call)
+            return original(input) if call.output is None else call.output
+
+        return forward
 
     def _kept(self, layer: str) -> Any:
         return [getattr(self._modules[layer], name).clone() for name in BUFFERS]
@@ -76,62 +99,97 @@ class ModuleBench(Eager):
         for name, before in zip(BUFFERS, kept, strict=True):
             getattr(self._modules[layer], name).copy_(before)
 
-    def _arrays(self, outputs: Any) -> Any:
-        return live.arrays(self._torch, outputs)
+    def _array(self, output: Any) -> Any:
+        return array_of(output) if isinstance(output, self._torch.Tensor) else output
 
 
 class TensorCall(Call):
-    """A call of a layer on a tensor."""
+    """A call of a layer on a tensor; ``module`` is the layer where it does nothing but normalise."""
 
-    def __init__(self, torch: Any, record: LayerRecord, x: Any, mask: Any = None) -> None:
-        self.name = record.name
+    def __init__(self, torch: Any, record: LayerRecord, x: Any, mask: Any = None, module: Any = None) -> None:
+        super().__init__(record, x, mask if getattr(mask, "dtype", None) == torch.bool else None)
         self._torch = torch
-        self._record = record
-        self._x = x
-        is_mask = mask is not None and getattr(mask, "dtype", None) == torch.bool
-        self._mask = mask if is_mask else None
+        self._module = module
+        self.threads = torch.get_num_threads()
 
-    def moments(self) -> Accumulator:
-        """See `Call`."""
-        return tensor_moments(self._torch, self._x, self._record, self._mask)
+    def in_training(self) -> Accumulator:
+        """See `Call`: PyTorch's own layers are computed by the kernels, output and moments in one pass."""
+        found = None if self._module is None else normalized(self._torch, self.x, self._module)
+        if found is None:
+            return self.moments()
+        self.output, count, mean, variance = found
+        return of_channels(self.record, count, mean, variance)
 
-    def total(self) -> float:
-        """See `Call`."""
-        return float(self._x.double().sum())
+    def _namespace(self) -> Any:
+        return self._torch
 
+    def _widened(self) -> Any:
+        x = self.x.detach()
+        return x if x.dtype == self._torch.float64 else x.to(self._torch.float32)
 
-def tensor_moments(torch: Any, x: Any, record: LayerRecord, mask: Any = None) -> Accumulator:
-    """Moments of a tensor, computed where it lies, in float32 or its own wider type, and merged in float64."""
-    x = x.detach()
-    how = plan(tuple(x.shape), record.axis, f"recalibrate: {record.name}")
-    if how.count == 0 or 0 in how.channel_shape:
-        return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
-    if mask is not None:
-        aligned, full = mask_shape(tuple(mask.shape), tuple(x.shape), how.kept, f"recalibrate: {record.name}")
-        return _part(torch, x, record, mask.reshape(aligned).expand(full))
-    rows = max(1, IN_CACHE * x.shape[0] // x.numel())
-    if 0 in how.kept or x.device.type != "cpu" or rows >= x.shape[0]:
-        return _part(torch, x, record)
-    found = [_part(torch, part, record) for part in x.split(rows)]
-    return functools.reduce(Accumulator.merge, found)
+    def _tensor(self, array: NDArray[Any]) -> Any:
+        return self._torch.from_numpy(np.array(array)).to(self.x.device)
 
+    def _array(self, tensor: Any) -> NDArray[Any]:
+        return array_of(tensor)
 
-def _part(torch: Any, x: Any, record: LayerRecord, mask: Any = None) -> Accumulator:
-    how = plan(tuple(x.shape), record.axis)
-    wide = x if x.dtype == torch.float64 else x.to(torch.float32)
-    count: Any = how.count if mask is None else int(mask.sum())
-    found = equations.moments(torch, wide, how.reduced, max(count, 1), mask)
-    parts = array_of(torch.stack([found.high, found.low, found.variance])).astype(np.float64)
-    _require_finite(record, parts)
-    return Accumulator.from_parts(count, *parts)
+    def _memory(self) -> NDArray[Any] | None:
+        return memory_of(self.x)
 
-
-def _require_finite(record: LayerRecord, parts: Any) -> None:
-    if not np.all(np.isfinite(parts)):
-        raise Refused(
-            f"recalibrate: the input of {record.name} is not finite on this data, so that its statistics would not be "
-            "either. Look for weights or statistics that are not finite before it: batchnorm check names them."
+    def _moments_of(self, wide: Any, how: Plan, count: Any, mask: Any) -> Accumulator:
+        """In parts that stay in cache, which the equations read several times."""
+        rows = max(1, IN_CACHE * wide.shape[0] // wide.numel())
+        if mask is not None or 0 in how.kept or wide.device.type != "cpu" or rows >= wide.shape[0]:
+            return super()._moments_of(wide, how, count, mask)
+        parts = [(part, plan(tuple(part.shape), self.record.axis)) for part in wide.split(rows)]
+        return functools.reduce(
+            Accumulator.merge, (super(TensorCall, self)._moments_of(part, its, its.count, None) for part, its in parts)
         )
+
+
+def is_plain(torch: Any, module: Any) -> bool:
+    """Whether a layer is one of PyTorch's own, whose ``forward`` nobody has made another."""
+    own = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
+    return type(module) in own and "forward" not in vars(module)
+
+
+def normalized(torch: Any, x: Any, module: Any) -> tuple[Any, int, NDArray[Any], NDArray[Any]] | None:
+    """Output, count, mean and variance of one of PyTorch's layers in training mode, from one call of the kernels.
+
+    None where they do not take it: no Numba, another device, type or shape than they know, a mode of dispatch that
+    wants to see what is done.
+    """
+    held = memory_of(x)
+    if held is None or not cpu.supports(held.dtype.name) or held.ndim < 2 or not held.size:
+        return None
+    if torch.overrides._get_current_function_mode() is not None or torch._C._len_torch_dispatch_stack():
+        return None
+    out = torch.empty_like(x)
+    source, target = cpu.view_of(held), cpu.view_of(memory_of(out))  # type: ignore[arg-type]
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    given = {
+        name: array_of(each.to(wide))
+        for name, each in (("gamma", module.weight), ("beta", module.bias))
+        if each is not None
+    }
+    if not cpu.fits(source, target, axis=1) or len({held.shape[1], *(each.size for each in given.values())}) > 1:
+        return None
+    mean, variance = np.empty((2, held.shape[1]))
+    views: dict[str, Any] = {name: cpu.view_of(each) for name, each in given.items()}
+    places = cpu.view_of(mean), cpu.view_of(variance)
+    threads = torch.get_num_threads()
+    count = cpu.forward(source, target, *places, axis=1, epsilon=module.eps, most=threads, **views)
+    return (out, count, mean, variance) if np.all(np.less(variance, HUGE)) else None
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, forward: Callable[..., Any]) -> Generator[None]:
+    """For the time of a run; PyTorch's own ``__setattr__`` is for parameters."""
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
 
 
 def frozen_by_hand(model: Any, modules: Mapping[str, Any]) -> set[str]:

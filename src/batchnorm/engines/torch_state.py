@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from batchnorm.errors import require
 
-__all__ = ["array_of", "same_numbers", "same_random_state", "tensor_of"]
+__all__ = ["array_of", "memory_of", "same_numbers", "same_random_state", "tensor_of"]
 
 PURPOSE = "Running a PyTorch model"
 
@@ -59,6 +59,19 @@ def array_of(tensor: Any) -> NDArray[Any]:
     if held.dtype == torch.bfloat16:
         return np.array(held.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
     return np.array(held.numpy())
+
+
+def memory_of(tensor: Any) -> NDArray[Any] | None:
+    """A tensor's numbers where they lie, shared; None where they are no plain memory of this processor's."""
+    torch: Any = require("torch", "torch", PURPOSE)
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
+        return None
+    if tensor.layout is not torch.strided or not tensor.is_floating_point() or tensor.is_neg():
+        return None
+    held = tensor.detach()
+    if held.dtype is torch.bfloat16:
+        return held.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return held.numpy() if held.dtype in (torch.float32, torch.float64, torch.float16) else None
 
 
 def tensor_of(array: NDArray[Any], device: Any = "cpu") -> Any:

@@ -115,6 +115,7 @@ def forward(
     activation: str = "identity",
     mask: NDArray[np.bool_] | None = None,
     moving: Moving | None = None,
+    most: int | None = None,
 ) -> int:
     """Training: ``out = activation(gamma * (x - mean) / sqrt(variance + epsilon) + beta + residual)``.
 
@@ -136,6 +137,8 @@ def forward(
         True where an element counts: the shape of x without its channel axis.
     moving : Moving, optional
         Moving statistics to update.
+    most : int, optional
+        Threads to use at most, where the caller's own library was given fewer; no bit depends on it.
 
     Returns
     -------
@@ -143,7 +146,7 @@ def forward(
         Counted elements of each channel. With 0 nothing was written.
     """
     operands, slots = _operands(x, out, residual)
-    one = _job("training", operands, slots, axis, activation, mask is not None)
+    one = _job("training", operands, slots, axis, activation, mask is not None, most)
     block = one.template.copy()
     flags, count = _count(one, block, mask)
     if count:
@@ -155,9 +158,17 @@ def forward(
     return count
 
 
-def moments(x: View, mean: View, variance: View, *, axis: int, mask: NDArray[np.bool_] | None = None) -> int:
+def moments(
+    x: View,
+    mean: View,
+    variance: View,
+    *,
+    axis: int,
+    mask: NDArray[np.bool_] | None = None,
+    most: int | None = None,
+) -> int:
     """The statistics of `forward` alone: ``mean`` and ``variance`` are written; returns the counted elements."""
-    one = _job("moments", (x,), (at.X,), axis, "identity", mask is not None)
+    one = _job("moments", (x,), (at.X,), axis, "identity", mask is not None, most)
     block = one.template.copy()
     flags, count = _count(one, block, mask)
     if count:
@@ -258,10 +269,12 @@ def _job(
     axis: int,
     activation: str,
     mask: bool,
+    most: int | None = None,
 ) -> Job:
     x, strides = operands[0], tuple([one.strides for one in operands])
     aligned = len(operands) > 1 and operands[1].address % 64 == 0
-    return job(operation, x.shape, strides, axis, x.dtype, activation, slots, mask, aligned, threads())
+    parts = threads() if most is None else min(most, threads())
+    return job(operation, x.shape, strides, axis, x.dtype, activation, slots, mask, aligned, parts)
 
 
 def _count(one: Job, block: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> tuple[Any, int]:

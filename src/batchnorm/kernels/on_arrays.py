@@ -22,7 +22,7 @@ from batchnorm.errors import ArgumentError
 from . import cpu
 from .operands import Target, checked_out, readable, vector
 
-__all__ = ["Call", "batch_norm", "batch_norm_grad", "moments", "normalize"]
+__all__ = ["Call", "batch_norm", "batch_norm_grad", "compiled_moments", "moments", "normalize"]
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...]
@@ -72,14 +72,20 @@ def moments(x: ArrayLike, axis: Axis = -1, *, mask: ArrayLike | None = None) -> 
     >>> moments([[1.0], [5.0]])
     Moments(count=2, mean=array([3.]), variance=array([4.]))
     """
+    found = compiled_moments(x, axis, mask)
+    return ops.moments(x, axis, mask=mask) if found is None else found
+
+
+def compiled_moments(x: ArrayLike, axis: Axis, mask: ArrayLike | None, most: int | None = None) -> Moments | None:
+    """`moments` by the compiled kernels, on ``most`` threads at most; None where `core.ops` should take the call."""
     fast = Call.of(x, axis, mask, "moments")
     if fast is None:
-        return ops.moments(x, axis, mask=mask)
+        return None
     values = fast.x if cpu.fits(cpu.view_of(fast.x), axis=fast.axis, mask=fast.mask is not None) else fast.x.copy("C")
     mean, variance = np.empty((2, fast.channels))
     views = [cpu.view_of(one) for one in (values, mean, variance)]
-    count = cpu.moments(*views, axis=fast.axis, mask=fast.mask)
-    return ops.moments(x, axis, mask=mask) if fast.failed(count, variance) else Moments(count, mean, variance)
+    count = cpu.moments(*views, axis=fast.axis, mask=fast.mask, most=most)
+    return None if fast.failed(count, variance) else Moments(count, mean, variance)
 
 
 def normalize(
