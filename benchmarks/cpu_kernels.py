@@ -32,7 +32,7 @@ SHAPES = [
 ]
 
 
-def copy(block, part, parts, _c, _d, _e, spec):
+def copy(block, part, parts, _c, _d, _e, _f, spec):
     """Copy a part's share of ``block[2]`` elements."""
     x, y, total = get_int(block, 0), get_int(block, 1), get_int(block, 2)
     step = lanes(spec)
@@ -50,14 +50,14 @@ launch.LEAVES["copy"] = copy
 @njit(cache=True)
 def alone(function, block):
     """Run a leaf on this thread."""
-    visit(function, block, 0, 1, 0, 0, 0)
+    visit(function, block, 0, 1, 0, 0, 0, 0)
 
 
 @njit(parallel=True, cache=True)
 def together(function, parts, block):
     """Run a leaf on so many threads."""
     for part in prange(parts):
-        visit(function, block, part, parts, 0, 0, 0)
+        visit(function, block, part, parts, 0, 0, 0, 0)
 
 
 def spread(function, parts, block):

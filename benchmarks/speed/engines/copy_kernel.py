@@ -14,7 +14,7 @@ from . import Prepared
 SERIAL = 128 * 1024
 
 
-def _copy(block, part, parts, _c, _d, _e, spec):
+def _copy(block, part, parts, _c, _d, _e, _f, spec):
     x, y, total = get_int(block, 0), get_int(block, 1), get_int(block, 2)
     step = lanes(spec)
     begin, end = total // step * part // parts * step, total // step * (part + 1) // parts * step
@@ -30,13 +30,13 @@ launch.LEAVES["copy"] = _copy
 
 @njit
 def _alone(function, block):
-    visit(function, block, 0, 1, 0, 0, 0)
+    visit(function, block, 0, 1, 0, 0, 0, 0)
 
 
 @njit(parallel=True)
 def _together(function, parts, block):
     for part in prange(parts):
-        visit(function, block, part, parts, 0, 0, 0)
+        visit(function, block, part, parts, 0, 0, 0, 0)
 
 
 def prepare(x: np.ndarray, past: bool) -> Prepared:

@@ -51,7 +51,7 @@ from .walk_last import row_at
 __all__ = ["add", "apply"]
 
 
-def add(block, first, stop, limit, own, place, spec):
+def add(block, first, stop, limit, own, place, _more, spec):
     """Add ``g`` and ``g*(x - high)``, of the first ``limit`` columns, to the sums at ``place``."""
     x, x_start, x_step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
     g, g_start, g_step = get_int(block, GRAD), row_at(block, GRAD, first), get_int(block, GRAD + 2)
@@ -107,7 +107,7 @@ def add(block, first, stop, limit, own, place, spec):
         store_sums(spec, place, i, add_to(load_sums(spec, place, i), load_wide(spec, own, i)))
 
 
-def apply(block, first, stop, limit, _own, _place, spec):
+def apply(block, first, stop, limit, _own, _place, _more, spec):
     """Write the gradient of x, from the last row to the first."""
     source = RESIDUAL_GRAD if has_residual(spec) else GRAD
     x, x_start, x_step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)

@@ -19,8 +19,8 @@ TOGETHER, PITCH, COLUMNS = 11, 12, 13
 """Channels of short planes that are taken together; length of a row of coefficients, by channel and by column."""
 TILE, WRITE_TILE = 59, 65
 """Rows of a tile, when they are summed and when they are written."""
-AHEAD = 58
-"""Whether two channels fit into a core's own cache: the next one is then fetched ahead."""
+BOTH = 58
+"""Address of the leaf that writes a channel and sums the next one, or 0: where one is done after the other."""
 X, Y, RESIDUAL, GRAD, RESIDUAL_GRAD = 14, 18, 22, 26, 30
 """Each an address and three strides: outer, inner, channel. In the backward pass Y is the gradient of X."""
 MASK, FIRST_PLANE, FIRST_INDEX, COUNT = 34, 35, 36, 37

@@ -35,8 +35,6 @@ FEW = 16
 """Fewer channels than this are divided among the threads by units."""
 RUN, ROWS = 4096, 8192
 """Elements of adjacent short planes, and of a tile of rows, that are taken together."""
-AHEAD = 640 * 1024
-"""Bytes of a channel up to which the next one is fetched while it is written: both fit in a cache of 2 MiB."""
 TOGETHER = 64
 """Channels of short planes, at most, that are taken together."""
 LINE = 64
@@ -144,7 +142,7 @@ def job(
     together = max(1, min(TOGETHER, RUN // layout.length))
     if layout.kind == "first":
         phases = _phases_first(operation, layout, parts)
-        places = parts * together if phases[0][0] == at.WHOLE else layout.channels * layout.units
+        places = parts * 2 * together if phases[0][0] == at.WHOLE else layout.channels * layout.units
         work, sums, own = at.ROWS * pitch * wide, places * 2 * LANES * 8, 0
     else:
         phases = _phases_last(operation, layout, parts)
@@ -152,6 +150,8 @@ def job(
     by_column = 0 if layout.kind == "first" or layout.length == layout.channels else at.ROWS * columns * wide
     template = _template(layout, operands, size, pitch, columns, together)
     template[at.ADD], template[at.APPLY], template[at.BACKWARD] = add, apply, direction == "backward"
+    if nbytes >= PAST_CACHES and not mask and phases[0][0] == at.WHOLE:
+        template[at.BOTH] = launch.leaf(f"{name} both", dtype, activation, residual, False, stream)
     # Half a cache line a vector: row by row, or lines would be written past the caches in two pieces.
     template[at.WRITE_TILE] = 1 if stream and size == 2 else template[at.TILE]
     template[at.DOUBLE], template[at.ELEMENT] = wide == 8, at.ELEMENTS.index(dtype)
@@ -191,7 +191,6 @@ def _template(
         at.COLUMNS: columns,
         at.COUNT: layout.count,
         at.TILE: max(4, min(32, ROWS // layout.length) // 4 * 4),
-        at.AHEAD: size * layout.planes * layout.length * together <= AHEAD,
     }
     for slot, steps in zip(operands, layout.strides, strict=True):
         values |= {slot + 1 + i: step for i, step in enumerate(steps)}

@@ -36,7 +36,7 @@ from .walk_last import row_at
 __all__ = ["add", "apply"]
 
 
-def add(block, first, stop, limit, own, place, spec):
+def add(block, first, stop, limit, own, place, _more, spec):
     """Add ``x - shift`` and its square, of the first ``limit`` columns, to the sums at ``place``."""
     x, start, step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
     columns, by_column, flags = get_int(block, COLUMNS), get_int(block, BY_COLUMN), get_int(block, MASK)
@@ -78,7 +78,7 @@ def add(block, first, stop, limit, own, place, spec):
         store_sums(spec, place, i, add_to(load_sums(spec, place, i), load_wide(spec, own, i)))
 
 
-def apply(block, first, stop, limit, _own, _place, spec):
+def apply(block, first, stop, limit, _own, _place, _more, spec):
     """Write ``activation((x - high)*scale + shift + residual)``, from the last row to the first."""
     by_column, columns, n, tile = (
         get_int(block, BY_COLUMN),

@@ -404,6 +404,18 @@ def prefetch(context, address):
 
 
 @intrinsic
+def prefetch_to_write(context, address):
+    """Ask for the cache line at ``address``, which is about to be written; any address is allowed."""
+
+    def generate(c, b, _sig, args):
+        pointer = _pointer(b, args[0], ir.IntType(8))
+        call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(1), I32(3), I32(1))
+        return c.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def fence(context):
     """Let no later store overtake what `store_past` wrote."""
 
@@ -434,6 +446,6 @@ def call(context, function, part, parts, block):
 
 
 @intrinsic
-def visit(context, function, block, a, b, c, d, e):
+def visit(context, function, block, a, b, c, d, e, f):
     """Run a leaf at its address."""
-    return _caller(7)(context, function, block, a, b, c, d, e)
+    return _caller(8)(context, function, block, a, b, c, d, e, f)

@@ -39,10 +39,12 @@ __all__ = ["layer", "leaf", "run", "run_at", "set_threads", "threads", "versione
 LEAVES: dict[str, Any] = {
     "forward first add": forward_first.add,
     "forward first apply": forward_first.apply,
+    "forward first both": forward_first.both,
     "forward last add": forward_last.add,
     "forward last apply": forward_last.apply,
     "backward first add": backward_first.add,
     "backward first apply": backward_first.apply,
+    "backward first both": backward_first.both,
     "backward last add": backward_last.add,
     "backward last apply": backward_last.apply,
 }
@@ -127,7 +129,7 @@ def _together(function, block, phase, parts):
 def leaf(name: str, dtype: str, activation: str, residual: bool, mask: bool, stream: bool) -> int:
     """The address of what is done to the elements, compiled for a `Spec`."""
     spec = Spec(dtype, activation, residual, mask, stream, SOURCE)
-    return _compiled(LEAVES[name], types.void(*[types.int64] * 6, spec))
+    return _compiled(LEAVES[name], types.void(*[types.int64] * 7, spec))
 
 
 @functools.cache

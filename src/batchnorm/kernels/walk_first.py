@@ -1,12 +1,13 @@
 """Walking a tensor whose channels' elements lie side by side (NCHW): which thread does what, in which order.
 
 Two ways. A channel at a time: sum, settle, and then its planes in reverse order, because the last ones are still in the
-cache; the next channel is fetched meanwhile, so that reading and writing overlap; short planes of adjacent channels are
-taken together, so that memory is read in long runs. Or, where there are few channels, in units, with all threads in
-each of three phases. The way and the units follow from the shape: the same bits at any number of threads.
+cache; where the tensor is larger than the caches the next channel is summed in the same loop, so that reading and
+writing overlap; short planes of adjacent channels are taken together, so that memory is read in long runs. Or, where
+there are few channels, in units, with all threads in each of three phases. The way and the units follow from the shape:
+the same bits at any number of threads.
 
 The sums around a shift end here as `equations.moments` does, or as `equations.parameter_gradients`; what is done to the
-elements is the business of two leaves, whose addresses the block holds.
+elements is the business of the leaves, whose addresses the block holds.
 """
 
 # Numba's decorators are untyped, and what they wrap is checked by Numba, not as Python.
@@ -18,7 +19,23 @@ from __future__ import annotations
 from numba import njit
 
 from . import block as at
-from .block import ADD, APPLY, BACKWARD, CHANNELS, GROUP, LENGTH, MASK, MEAN, SEGMENT, SEGMENTS, SUMS, UNITS, WORK, X
+from .block import (
+    ADD,
+    APPLY,
+    BACKWARD,
+    BOTH,
+    CHANNELS,
+    GROUP,
+    LENGTH,
+    MASK,
+    MEAN,
+    SEGMENT,
+    SEGMENTS,
+    SUMS,
+    UNITS,
+    WORK,
+    X,
+)
 from .intrinsics import fence, get_byte, get_double, get_int, put_double, visit
 from .settle import (
     coefficients,
@@ -30,19 +47,19 @@ from .settle import (
     update_moving,
 )
 
-__all__ = ["plane_at", "walk"]
+__all__ = ["ROOM", "plane_at", "walk"]
 
 ROOM = 2 * 16
 """Numbers that a leaf adds to: two sums, by lane."""
-SAMPLES, EACH = 16, 128
-"""Elements whose mean becomes the shift: so many, and one of each so many."""
+SAMPLES, EACH = 4, 7
+"""Elements whose mean becomes the shift: ``2**SAMPLES`` at most, and one of each ``2**EACH`` at most."""
 
 
 @njit(error_model="numpy")
 def plane_at(block, tensor, plane, channel):
     """Index of the first element of a channel's plane."""
     inner = get_int(block, at.INNER)
-    outer = plane // inner
+    outer = 0 if plane < inner else plane // inner  # a division takes as long as twenty vectors
     index = outer * get_int(block, tensor + 1) + (plane - outer * inner) * get_int(block, tensor + 2)
     return index + channel * get_int(block, tensor + 3)
 
@@ -76,9 +93,11 @@ def _begin(block, channel):
     x, flags, planes, length = get_int(block, X), get_int(block, MASK), _planes(block), get_int(block, LENGTH)
     first = plane_at(block, X, get_int(block, at.FIRST_PLANE), channel) + get_int(block, at.FIRST_INDEX)
     total, count = get_element(block, x, first), 1
-    samples = min(SAMPLES, planes * length // EACH)
-    for k in range(1, samples):
-        plane, i = planes * k // samples, length * k // samples
+    halvings = 0
+    while halvings < SAMPLES and planes * length >> (EACH + halvings + 1) > 0:
+        halvings += 1
+    for k in range(1, 1 << halvings):
+        plane, i = planes * k >> halvings, length * k >> halvings
         if flags == 0 or get_byte(flags, plane * length + i) != 0:
             total += get_element(block, x, plane_at(block, X, plane, channel) + i)
             count += 1
@@ -97,7 +116,7 @@ def _finish(block, channel, first, second, sums):
         put_wide(block, work, channel, get_double(get_int(block, MEAN), channel))
         _clear(sums)
         for plane in range(_planes(block)):
-            visit(add, block, plane, channel, 0, length, sums)
+            visit(add, block, plane, channel, 1, 0, length, sums)
         shift = get_wide(block, work, channel)
         verdict = settled(block, channel, shift, _total(sums, 0), _total(sums, 1))
     if verdict == 2:
@@ -127,29 +146,59 @@ def _in_double(block, channel):
 
 @njit(error_model="numpy")
 def _whole(block, part, parts):
-    channels, length, planes = get_int(block, CHANNELS), get_int(block, LENGTH), _planes(block)
-    together, ahead = get_int(block, at.TOGETHER), get_int(block, at.AHEAD) != 0
-    add, apply = get_int(block, ADD), get_int(block, APPLY)
-    room = get_int(block, SUMS) + part * together * ROOM * 8
+    channels, together, overlapped = get_int(block, CHANNELS), get_int(block, at.TOGETHER), get_int(block, BOTH) != 0
     first, end = channels * part // parts, channels * (part + 1) // parts
+    room = get_int(block, SUMS) + part * 2 * together * ROOM * 8
+    spare = room + together * ROOM * 8
+    stop = min(end, first + together)
+    _start(block, first, stop, room)
+    _sum(block, first, stop, room)
     while first < end:
-        stop = min(end, first + together)
-        for channel in range(first, stop):
-            _begin(block, channel)
-            _clear(room + (channel - first) * ROOM * 8)
-        for plane in range(planes):
-            for channel in range(first, stop):
-                visit(add, block, plane, channel, 0, length, room + (channel - first) * ROOM * 8)
+        after = min(end, stop + together)
         for channel in range(first, stop):
             sums = room + (channel - first) * ROOM * 8
             _finish(block, channel, _total(sums, 0), _total(sums, 1), sums)
-        for forwards in range(planes):
-            for channel in range(first, stop):
-                fetch = -1
-                if ahead and channel + stop - first < end:
-                    fetch = plane_at(block, X, forwards, channel + stop - first)
-                visit(apply, block, planes - 1 - forwards, channel, 0, length, fetch)
-        first = stop
+        _start(block, stop, after, spare)
+        if overlapped and stop < after:
+            _write_and_sum(block, first, stop, after, spare)
+        else:
+            _write(block, first, stop)
+            _sum(block, stop, after, spare)
+        first, stop, room, spare = stop, after, spare, room
+
+
+@njit(error_model="numpy")
+def _start(block, first, stop, room):
+    for channel in range(first, stop):
+        _begin(block, channel)
+        _clear(room + (channel - first) * ROOM * 8)
+
+
+@njit(error_model="numpy")
+def _sum(block, first, stop, room):
+    add, length = get_int(block, ADD), get_int(block, LENGTH)
+    if first < stop:
+        for plane in range(_planes(block)):
+            visit(add, block, plane, first, stop - first, 0, length, room)
+
+
+@njit(error_model="numpy")
+def _write(block, first, stop):
+    apply, length, planes = get_int(block, APPLY), get_int(block, LENGTH), _planes(block)
+    for forwards in range(planes):
+        visit(apply, block, planes - 1 - forwards, first, stop - first, 0, length, 0)
+
+
+@njit(error_model="numpy")
+def _write_and_sum(block, first, stop, after, room):
+    """Write the channels from ``first`` on, and sum those from ``stop`` to ``after``: at most as many."""
+    apply, both, length, planes = get_int(block, APPLY), get_int(block, BOTH), get_int(block, LENGTH), _planes(block)
+    count = after - stop
+    for forwards in range(planes):
+        plane = planes - 1 - forwards
+        visit(both, block, plane, first, forwards, stop, count, room)
+        if first + count < stop:
+            visit(apply, block, plane, first + count, stop - first - count, 0, length, 0)
 
 
 @njit(error_model="numpy")
@@ -159,7 +208,7 @@ def _unit(block, function, channel, index, last):
     start = (index - chosen * segments) * segment
     stop = min(get_int(block, LENGTH), start + segment)
     for plane in range(chosen * group, min(_planes(block), (chosen + 1) * group)):
-        visit(function, block, plane, channel, start, stop, last)
+        visit(function, block, plane, channel, 1, start, stop, last)
 
 
 @njit(error_model="numpy")
@@ -171,7 +220,7 @@ def _units(block, part, parts, apply):
         index = end - 1 - step if apply else first + step
         channel = index // count
         if apply:
-            _unit(block, get_int(block, APPLY), channel, index - channel * count, -1)
+            _unit(block, get_int(block, APPLY), channel, index - channel * count, 0)
         else:
             _begin(block, channel)  # several threads may write the same numbers
             _clear(sums + index * ROOM * 8)
@@ -192,16 +241,15 @@ def _settle(block, part, parts):
 
 @njit(error_model="numpy")
 def _in_order(block, part, parts):
-    channels, length = get_int(block, CHANNELS), get_int(block, LENGTH)
+    channels, length, apply = get_int(block, CHANNELS), get_int(block, LENGTH), get_int(block, APPLY)
     work = channels * _planes(block)
     first, end = work * part // parts, work * (part + 1) // parts
     plane = first // channels
     channel = first - plane * channels
-    for _ in range(end - first):
-        visit(get_int(block, APPLY), block, plane, channel, 0, length, -1)
-        channel += 1
-        if channel == channels:
-            plane, channel = plane + 1, 0
+    while first < end:
+        count = min(end - first, channels - channel)
+        visit(apply, block, plane, channel, count, 0, length, 0)
+        first, plane, channel = first + count, plane + 1, 0
 
 
 def walk(part, parts, block, _version):

@@ -107,7 +107,7 @@ def _sum_unit(block, unit, own):
     stop = min(_rows(block), row + get_int(block, at.GROUP))
     while row < stop:
         end = _span(block, row, min(stop, row + FLUSH))
-        visit(add, block, row, end, _limit(block, end), own, place)
+        visit(add, block, row, end, _limit(block, end), own, place, 0)
         row = end
 
 
@@ -122,7 +122,7 @@ def _apply_unit(block, unit):
         row = max(start, (stop - 1) // inner * inner, stop - FLUSH)
         if short and stop == _rows(block):
             row = stop - 1
-        visit(get_int(block, APPLY), block, row, stop, _limit(block, stop), 0, 0)
+        visit(get_int(block, APPLY), block, row, stop, _limit(block, stop), 0, 0, 0)
         stop = row
 
 
