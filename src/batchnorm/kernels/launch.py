@@ -21,6 +21,7 @@ import importlib
 import os
 import threading
 import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,19 @@ from .address import address_of
 from .caching import CACHE
 from .intrinsics import Spec, call, get_int, put_int
 
-__all__ = ["layer", "leaf", "run", "run_at", "set_threads", "threads", "versioned", "walk"]
+__all__ = [
+    "layer",
+    "leaf",
+    "parallel",
+    "run",
+    "serial",
+    "set_threads",
+    "steps",
+    "threads",
+    "together",
+    "versioned",
+    "walk",
+]
 
 LEAVES: dict[str, Any] = {
     "forward first add": forward_first.add,
@@ -81,7 +94,7 @@ def versioned(function: Any) -> Any:
 
 @njit(cache=CACHE, nogil=True)
 @versioned
-def _serial(function, block, steps, count):
+def serial(function, block, steps, count):
     for i in range(count):
         _alone(function, block, get_int(steps, 2 * i))
         if _repeats(block):
@@ -93,7 +106,7 @@ def _serial(function, block, steps, count):
 
 @njit(cache=CACHE, nogil=True)
 @versioned
-def _parallel(function, block, steps, count):
+def parallel(function, block, steps, count):
     for i in range(count):
         _together(function, block, get_int(steps, 2 * i), get_int(steps, 2 * i + 1))
         if _repeats(block):
@@ -169,6 +182,13 @@ def layer() -> str:
     return LAYER
 
 
+def together() -> AbstractContextManager[Any]:
+    """To be held while a parallel loop runs: the portable layer takes one Python thread at a time."""
+    global _used
+    _used = True
+    return _one_at_a_time
+
+
 def run(function: int, phases: tuple[tuple[int, int], ...], block: np.ndarray) -> None:
     """Run the phases of a kernel, each on so many threads; returns when the last is done."""
     run_at(function, phases, address_of(block))
@@ -176,21 +196,19 @@ def run(function: int, phases: tuple[tuple[int, int], ...], block: np.ndarray) -
 
 def run_at(function: int, phases: tuple[tuple[int, int], ...], block: int) -> None:
     """As `run`, with the address of the block."""
-    global _used
-    address, count, serial, _ = _steps(phases)
-    if serial:
-        _serial(function, block, address, count)
+    address, count, alone, _ = steps(phases)
+    if alone or _threads == 1:  # after a fork, OpenMP must not be asked
+        serial(function, block, address, count)
         return
-    with _one_at_a_time:
-        _used = True
-        _parallel(function, block, address, count)
+    with together():
+        parallel(function, block, address, count)
 
 
 @functools.cache
-def _steps(phases: tuple[tuple[int, int], ...]) -> tuple[int, int, bool, np.ndarray]:
+def steps(phases: tuple[tuple[int, int], ...]) -> tuple[int, int, bool, np.ndarray]:
     """Address and number of the phases, for one compiled call that runs them all, and whether on one thread."""
-    steps = np.array(phases, np.int64)
-    return steps.ctypes.data, len(phases), all(parts == 1 for _, parts in phases), steps
+    table = np.array(phases, np.int64)
+    return table.ctypes.data, len(phases), all(parts == 1 for _, parts in phases), table
 
 
 def _after_fork() -> None:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from batchnorm.core.training import Rule
 from batchnorm.errors import ArgumentError
 
-from . import functional
+from . import functional, quick
 from .arguments import check_configuration
 from .function import How
 from .recompute import recomputing
@@ -54,6 +54,8 @@ class Layer(_BatchNorm):
     activation: str | None
     skipped_updates: Tensor | None
     remaining: Tensor | None
+    _group: Callable[[], Any] | None = None
+    """Gives the processes to synchronise with; None where there are never any."""
 
     def _configure(
         self, statistics: Statistics = "moving", guard: bool = True, virtual_batch_size: int | None = None
@@ -119,7 +121,7 @@ class Layer(_BatchNorm):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise ``input``; ``mask`` says which elements count in the statistics."""
-        return self._normalize(input, mask, None)
+        return quick.call(self, input, None) if mask is None else self._normalize(input, mask, None)
 
     def _normalize(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> Tensor:
         if isinstance(x, torch.fx.Proxy):
@@ -148,7 +150,7 @@ class Layer(_BatchNorm):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), given)
 
     def _train(self, x: Tensor, mask: Tensor | None, residual: Tensor | None, training: bool) -> Tensor:
-        group = self._group() if training else None
+        group = self._group() if training and self._group is not None else None
         if group is None:
             if x.numel() == 0:
                 return functional.untouched(x, self.weight, self.bias, residual, self.activation)
@@ -163,10 +165,6 @@ class Layer(_BatchNorm):
 
     def _statistics_buffers(self, mean: Tensor, variance: Tensor) -> Buffers:
         return Buffers(mean, variance, self.num_batches_tracked, self.skipped_updates, self.remaining)
-
-    def _group(self) -> Any:
-        """The processes to synchronise with; None is none."""
-        return None
 
     def _check(self, x: Tensor, residual: Tensor | None) -> None:
         who = type(self).__name__
@@ -236,6 +234,7 @@ class Layer(_BatchNorm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # half(), bfloat16() and to(dtype) come through here; a 16-bit moving average stalls (bfloat16: at 7.09 of 10).
+        self.__dict__.pop("_known", None)
         statistics = [self._buffers.get(name) for name in FLOAT_BUFFERS]
 
         def kept_wide(tensor: Tensor) -> Tensor:

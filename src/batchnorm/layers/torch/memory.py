@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,22 @@ from torch.autograd import forward_ad
 from batchnorm.kernels import cpu, pool
 from batchnorm.kernels.cpu import View
 
-__all__ = ["ENABLED", "empty", "in_eager_mode", "plain", "view", "walks", "wide_type"]
+__all__ = [
+    "ENABLED",
+    "FLOATS",
+    "NAMES",
+    "OWN",
+    "PLAIN",
+    "Followed",
+    "empty",
+    "follows",
+    "in_eager_mode",
+    "keys",
+    "plain",
+    "view",
+    "walks",
+    "wide_type",
+]
 
 Strides = tuple[int, ...]
 
@@ -42,6 +56,16 @@ PLAIN = frozenset(torch._C._dispatch_keys(each).raw_repr() for each in _examples
 """What torch attaches to a tensor that is nothing but memory; signs, batches, subclasses and devices have more."""
 OWN = (Tensor, torch.nn.Parameter)
 SAME_SIZE = {4: np.dtype(np.float32), 8: np.dtype(np.float64), 2: np.dtype(np.int16)}
+WIDE = (torch.float32, torch.float64)
+
+
+def keys(tensor: Tensor) -> int:
+    """What torch attaches to a tensor, as one number; see `PLAIN`."""
+    return torch._C._dispatch_keys(tensor).raw_repr()
+
+
+def _is_memory(tensor: Tensor) -> bool:
+    return type(tensor) in OWN and keys(tensor) in PLAIN
 
 
 def in_eager_mode() -> bool:
@@ -60,9 +84,7 @@ def in_eager_mode() -> bool:
 
 def plain(tensor: Tensor | None) -> bool:
     """Whether the tensor is what lies at its address: on the CPU, of no subclass, without lazy signs. None is."""
-    return tensor is None or (
-        type(tensor) in OWN and torch._C._dispatch_keys(tensor).raw_repr() in PLAIN and tensor.dtype in FLOATS
-    )
+    return tensor is None or (_is_memory(tensor) and tensor.dtype in FLOATS)
 
 
 def view(tensor: Tensor) -> View:
@@ -83,11 +105,44 @@ def walks(shape: tuple[int, ...], strides: tuple[int, ...], *, axis: int = 1, ma
     return out if cpu.fits(x, y, axis=axis, mask=mask) else None
 
 
-def empty(shape: tuple[int, ...], strides: Strides, dtype: torch.dtype) -> Tensor:
-    """A tensor of undefined content; from the pool if it is big."""
-    numel = math.prod(shape)
-    if numel * dtype.itemsize < pool.BIG:
-        return torch.empty_strided(shape, strides, dtype=dtype)
-    memory: Any = torch.from_numpy(pool.allocate((numel,), SAME_SIZE[dtype.itemsize]))
+def empty(x: Tensor, strides: Strides) -> Tensor:
+    """A tensor of undefined content like ``x``, with the ``strides`` of `walks`; from the pool if it is big."""
+    if x.numel() * x.itemsize < pool.BIG:
+        return torch.empty_like(x)
+    memory: Any = torch.from_numpy(pool.allocate((x.numel(),), SAME_SIZE[x.itemsize]))
     # Not as a view of another tensor: autograd would not let it be changed in place.
-    return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, shape, strides)
+    return torch.empty(0, dtype=x.dtype, device="cpu").set_(memory.untyped_storage(), 0, x.shape, strides)
+
+
+class Followed(NamedTuple):
+    """Moving statistics for a kernel that updates them.
+
+    ``addresses`` are of mean, variance, skipped updates and counted batches; ``written`` are the tensors there that
+    autograd keeps a version of: it is told as if they had been written to by ``copy_()``.
+    """
+
+    addresses: tuple[int, int, int, int]
+    dtype: torch.dtype
+    guard: bool
+    written: tuple[Tensor, ...]
+
+    @property
+    def tracked(self) -> int:
+        """Where batches are counted; 0 if the kernel does not."""
+        return self.addresses[3]
+
+
+def follows(buffers: Any, momentum: float | None) -> Followed | None:
+    """The buffers (`state.Buffers`) for a kernel: a moving average in memory of its own. None where it is not that."""
+    mean, variance, tracked, skipped, remaining = buffers
+    if momentum is None or remaining is not None or mean.dtype not in WIDE or mean.dtype != variance.dtype:
+        return None
+    if not (plain(mean) and plain(variance) and mean.is_contiguous() and variance.is_contiguous()):
+        return None
+    if tracked is not None and not (tracked.dtype is torch.int64 and _is_memory(tracked)):
+        tracked = None
+    if skipped is not None and not (skipped.dtype is torch.int64 and _is_memory(skipped) and skipped.is_contiguous()):
+        return None
+    written = tuple(each for each in (mean, variance, skipped, tracked) if each is not None and not each.is_inference())
+    addresses = tuple(0 if each is None else each.data_ptr() for each in (mean, variance, skipped, tracked))
+    return Followed(addresses, mean.dtype, skipped is not None, written)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import quick
 from .activations import activation as checked_activation
 from .layer import Layer, Statistics
 
@@ -124,7 +125,7 @@ class Activated(Layer):
         mask: Tensor | None = None,
     ) -> Tensor:
         """``activation(batch_norm(input) + residual)``; ``residual`` has the shape of ``input``."""
-        return self._normalize(input, mask, residual)
+        return quick.call(self, input, residual) if mask is None else self._normalize(input, mask, residual)
 
 
 class BatchNormAct1d(Activated, BatchNorm1d):  # pyright: ignore[reportIncompatibleMethodOverride]

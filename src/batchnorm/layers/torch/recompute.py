@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batchnorm.core.equations import Moments
 
-__all__ = ["counted_once", "recomputing"]
+__all__ = ["counted_once", "inside_backward", "recomputing"]
 
 
 def recomputing() -> bool:
@@ -20,7 +20,7 @@ def recomputing() -> bool:
 
     The first pass has updated the statistics already. False while compiling: see `counted_once`.
     """
-    return not torch.compiler.is_compiling() and _inside_backward()
+    return not torch.compiler.is_compiling() and inside_backward()
 
 
 def counted_once(batch: Moments) -> Moments:
@@ -33,14 +33,15 @@ def counted_once(batch: Moments) -> Moments:
     return batch._replace(count=torch.where(_first_pass(batch.high), batch.count, 0))
 
 
-def _inside_backward() -> bool:
+def inside_backward() -> bool:
+    """Whether autograd is at work on this thread."""
     return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
 @torch.library.custom_op("batchnorm::first_pass", mutates_args=())
 def _first_pass(anchor: Tensor) -> Tensor:
     # The anchor is there for its device, and because an operation without inputs would be folded to a constant.
-    return anchor.new_full((), not _inside_backward(), dtype=torch.bool)
+    return anchor.new_full((), not inside_backward(), dtype=torch.bool)
 
 
 @_first_pass.register_fake  # pyright: ignore[reportUnknownMemberType]

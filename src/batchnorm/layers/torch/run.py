@@ -1,0 +1,180 @@
+"""One call of a kernel and its way back, as autograd sees them."""
+
+# torch leaves many parameters of its own functions untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchnorm.core.equations import Moments
+from batchnorm.kernels.address import address_of
+from batchnorm.kernels.block import SLOTS
+
+from .function import After, How, gradients
+from .memory import PLAIN, empty, in_eager_mode, keys, plain, wide_type
+
+__all__ = ["ACTIVATIONS", "FLOATS_HERE", "Run", "kept_moments", "start"]
+
+ACTIVATIONS = {None: "identity", "relu": "relu", "relu6": "relu6", "leaky_relu": "leaky_relu", "silu": "silu"}
+"""What the kernels call the activations that they have."""
+FLOATS_HERE = {torch.float32: 1, torch.float64: 2}
+"""Types of statistics, as in `kernels.direct`, which imports Numba."""
+MEAN = SLOTS
+"""Words of a call's memory before the means; the variances follow."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """What a call is beside its tensors.
+
+    ``strides`` are those of the input, ``out`` of the output; ``plan`` is a `direct.Plan`, ``back`` makes the one for
+    the way back; ``statistics`` are addresses: mean, variance, skipped updates, counted batches. ``exact`` is set where
+    gamma and beta are known to lie as the kernels need them.
+    """
+
+    strides: tuple[int, ...]
+    out: tuple[int, ...]
+    plan: Any
+    back: Callable[[], Any]
+    how: How
+    training: bool
+    statistics: tuple[int, int, int, int]
+    exact: bool = False
+
+
+def start(x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run) -> tuple[Tensor, Any]:
+    """The output, recorded where something needs a gradient; and the memory, which holds mean and variance."""
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (gamma is not None and gamma.requires_grad)
+        or (beta is not None and beta.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        memory = np.empty(run.plan.words)
+        return apply(x, gamma, beta, residual, run, memory), memory
+    memory = np.empty(run.plan.words)
+    return forward(x, gamma, beta, residual, run, memory), memory
+
+
+def kept_moments(x: Tensor, memory: Any, count: int) -> Moments:
+    """The batch's statistics out of a call's memory."""
+    dtype, shape = wide_type(x.dtype), (1, -1) + (1,) * (x.dim() - 2)
+    both = torch.from_numpy(memory[MEAN : MEAN + 2 * x.shape[1]].reshape(2, -1))
+    mean, variance = both[0], both[1]
+    high = mean.to(dtype)
+    low = (mean - high).to(dtype)
+    return Moments(count, *(each.reshape(shape) for each in (high, low, variance.to(dtype))))
+
+
+def wide(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Gamma or beta as the kernels read them."""
+    if values is None or (values.dtype is dtype and values.is_contiguous()):
+        return values
+    return values.detach().to(dtype).contiguous()
+
+
+def forward(x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any) -> Tensor:
+    """The output, by the kernel."""
+    plan = run.plan
+    y = empty(x, run.out)
+    if not run.exact:
+        dtype = wide_type(x.dtype)
+        gamma, beta = wide(gamma, dtype), wide(beta, dtype)
+    mean, variance, skipped, tracked = run.statistics
+    plan.run(
+        plan.at,
+        address_of(memory),
+        x.data_ptr(),
+        y.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        0 if gamma is None else gamma.data_ptr(),
+        0 if beta is None else beta.data_ptr(),
+        mean,
+        variance,
+        skipped,
+        tracked,
+    )
+    return y
+
+
+class Fast(torch.autograd.Function):
+    """`forward` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any) -> Tensor:
+        """The output."""
+        ctx.run, ctx.memory = run, memory
+        ctx.beta = None if beta is None else beta.dtype
+        if run.how.activation is None:  # then the residual's gradient is the output's, and beta has no part in any
+            ctx.save_for_backward(x, gamma)
+        else:
+            ctx.save_for_backward(x, gamma, beta, residual)
+        return forward(x, gamma, beta, residual, run, memory)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """By the kernel, or by operations where they are to be followed."""
+        x, gamma, *more = ctx.saved_tensors
+        run, grad = ctx.run, grads[0]
+        beta, residual = more or (None, None)
+        if torch.is_grad_enabled() or not (
+            type(grad) is Tensor
+            and keys(grad) in PLAIN
+            and in_eager_mode()
+            and x.stride() == run.strides
+            and plain(x)
+            and plain(gamma)
+            and plain(beta)
+            and (residual is None or (residual.stride() == run.strides and plain(residual)))
+        ):
+            needed = ctx.needs_input_grad
+            after = After(needed[0], ctx.beta, x.dtype if needed[3] else None)
+            batch = kept_moments(x, ctx.memory, run.plan.count)
+            found = gradients(grad, x, gamma, beta, residual, None, batch, run.how, after, training=run.training)
+        else:
+            found = _backward(ctx, grad, x, gamma, beta, residual)
+        return *found, None, None
+
+
+apply: Any = super(torch.autograd.Function, Fast).apply  # pyright: ignore[reportAttributeAccessIssue]
+"""`Fast.apply`, less the two microseconds in which it asks what `in_eager_mode` and `plain` have asked already."""
+
+
+def _backward(ctx: Any, grad: Tensor, x: Tensor, gamma: Any, beta: Any, residual: Any) -> tuple[Any, Any, Any, Any]:
+    run, memory = ctx.run, ctx.memory
+    if grad.stride() != run.out:
+        grad = empty(x, run.out).copy_(grad)
+    plan = run.back()
+    scratch = np.empty(plan.words)
+    _, of_gamma, of_beta, of_residual, *_ = ctx.needs_input_grad
+    dx = empty(x, run.out)
+    added = None if residual is None else empty(x, run.out)
+    dtype = wide_type(x.dtype)
+    g, b = wide(gamma, dtype), wide(beta, dtype)
+    dgamma = torch.empty_like(g) if of_gamma else None
+    dbeta = torch.empty(plan.channels, dtype=dtype, device="cpu") if of_beta else None
+    plan.run(
+        plan.at,
+        address_of(scratch),
+        address_of(memory),
+        x.data_ptr(),
+        dx.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        grad.data_ptr(),
+        0 if added is None else added.data_ptr(),
+        0 if g is None else g.data_ptr(),
+        0 if b is None else b.data_ptr(),
+        0 if dgamma is None else dgamma.data_ptr(),
+        0 if dbeta is None else dbeta.data_ptr(),
+    )
+    if dgamma is not None and gamma.dtype is not dtype:
+        dgamma = dgamma.to(gamma.dtype)
+    if dbeta is not None and ctx.beta is not dtype:
+        dbeta = dbeta.to(ctx.beta)
+    return dx, dgamma, dbeta, (grad if added is None else added) if of_residual else None
