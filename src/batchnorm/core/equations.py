@@ -16,10 +16,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from .sums import in_runs
+
 __all__ = [
     "Limits",
     "Moments",
     "affine",
+    "around_high",
     "counted_sums",
     "debias",
     "decayed",
@@ -32,6 +35,8 @@ __all__ = [
     "moments",
     "moments_around",
     "normalized",
+    "of_x_hat",
+    "output",
     "output_tangent",
     "parameter_gradients",
     "pooled",
@@ -40,6 +45,10 @@ __all__ = [
     "standardize",
     "without_initial",
 ]
+
+
+FAR = 16.0
+"""The square of the distance, in standard deviations, from which on a first element is far from its channel's mean."""
 
 
 class Limits(NamedTuple):
@@ -68,7 +77,9 @@ class Moments(NamedTuple):
         return self.high + self.low
 
 
-def moments(xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None, *, refine: bool = False) -> Moments:
+def moments(
+    xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None, *, refine: bool = False, choose: Any = None
+) -> Moments:
     """Count, mean and variance of ``x`` over ``axes``, by corrected two-pass around the first counted element.
 
     Parameters
@@ -85,14 +96,28 @@ def moments(xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None
         True where an element counts; the rank of ``x``, full on the reduced axes, length 1 (or full, where each has
         its own mask: virtual batches) on the kept ones.
     refine : bool
-        Read the input once more and correct the variance as the mean always is, by the mean of what is left. For
-        namespaces that add one number after another (TensorFlow on the CPU, NumPy over leading axes): in float32 that
-        is off by 2e-5 at 1e5 elements, and by 1e-3 where rounding takes sides; with this by 1e-7 and 3e-6. PyTorch and
-        JAX add in blocks and have no need of it.
+        Sum in runs (`sums`): for namespaces that add one number after another, as TensorFlow does on the CPU, and
+        NumPy over leading axes. In float32 that is off by 2e-5 at 1e5 elements, and by 1e-3 where rounding takes sides.
+        PyTorch and JAX add in blocks and have no need of it.
+    choose : callable, optional
+        ``choose(condition, yes, no)`` runs one of two functions without arguments, as `jax.lax.cond` does. It saves a
+        read of the input: ``low`` is what rounding took from ``high``, and is measured only where some first element
+        is so far from its channel's mean that the differences from it were themselves rounded by too much.
     """
     first = _first_counted(xp, x, axes, mask)
-    high = first + _counted_sum(xp, x - first, axes, mask) / count
-    return moments_around(xp, x, high, axes, count, mask, refine=refine)
+    distance = _counted_sum(xp, x - first, axes, mask, refine) / count
+    high = first + distance
+    if choose is None:
+        return moments_around(xp, x, high, axes, count, mask, refine=refine)
+    centered = x - high
+    square = _counted_sum(xp, centered * centered, axes, mask, refine) / count
+
+    def measured() -> Any:
+        return _counted_sum(xp, x - high, axes, mask, refine) / count
+
+    far = xp.sum(xp.where(distance * distance > FAR * square, 1, 0)) > 0
+    low = choose(far, measured, lambda: (first - high) + distance)
+    return Moments(count, high, low, _not_negative(xp, square - low * low))
 
 
 def moments_around(
@@ -124,23 +149,22 @@ def moments_around(
     """
 
     def mean_of(values: Any) -> Any:
-        here = _counted_sum(xp, values, axes, mask)
+        here = _counted_sum(xp, values, axes, mask, refine)
         return (here if total is None else total(here)) / count
 
     centered = x - high
     low = mean_of(centered)
-    square = centered * centered
-    variance = mean_of(square)
-    if refine:
-        variance = variance + mean_of(square - variance)
-    variance = variance - low * low
-    return Moments(count, high, low, xp.where(variance < 0, 0 * variance, variance))
+    return Moments(count, high, low, _not_negative(xp, mean_of(centered * centered) - low * low))
 
 
-def _counted_sum(xp: Any, values: Any, axes: tuple[int, ...], mask: Any) -> Any:
+def _not_negative(xp: Any, variance: Any) -> Any:
+    return xp.where(variance < 0, 0 * variance, variance)
+
+
+def _counted_sum(xp: Any, values: Any, axes: tuple[int, ...], mask: Any, refine: bool = False) -> Any:
     # where(), not a product: padding may hold NaN, and 0 * NaN is NaN.
     counted = values if mask is None else xp.where(mask, values, 0.0)
-    return xp.sum(counted, axis=axes, keepdims=True)
+    return in_runs(xp, counted, axes) if refine else xp.sum(counted, axis=axes, keepdims=True)
 
 
 def _first_counted(xp: Any, x: Any, axes: tuple[int, ...], mask: Any) -> Any:
@@ -165,6 +189,16 @@ def inv_std(xp: Any, variance: Any, epsilon: float) -> Any:
 def standardize(x: Any, high: Any, low: Any, inverse: Any) -> Any:
     """``(x - mean) * inv_std`` with the mean as ``high + low``: subtracted first, so a large mean costs nothing."""
     return (x - high - low) * inverse
+
+
+def output(x: Any, high: Any, low: Any, scale: Any, beta: Any) -> Any:
+    """``scale * (x - mean) + beta`` with the mean as ``high + low`` and ``scale = gamma * inv_std``: three passes.
+
+    `standardize` and `affine` with everything gathered that is of the channels' size. The mean is still subtracted
+    first: only ``low``, a rounding of it, goes into the addend.
+    """
+    shift = -low * scale if beta is None else beta - low * scale
+    return (x - high) * scale + shift
 
 
 def affine(x_hat: Any, gamma: Any, beta: Any) -> Any:
@@ -306,10 +340,25 @@ def input_gradient(xp: Any, grad: Any, x_hat: Any, scale: Any, sums: tuple[Any, 
     ``scale`` is gamma * inv_std; ``sums`` are those of `parameter_gradients`, over every part of a synchronised batch;
     ``counted`` is 1 where the mask is true (everywhere without one).
     """
-    through_statistics = (sums[0] + x_hat * sums[1]) / count
+    share = scale / count
+    through_statistics = x_hat * (share * sums[1]) + share * sums[0]
     if mask is not None:
         through_statistics = xp.where(mask, through_statistics, 0.0)
-    return scale * (grad - through_statistics)
+    return scale * grad - through_statistics
+
+
+def of_x_hat(sums: tuple[Any, Any], low: Any, inverse: Any) -> tuple[Any, Any]:
+    """``sum(grad), sum(grad * x_hat)`` from `parameter_gradients` of ``x - high`` in the place of ``x_hat``."""
+    return sums[0], inverse * (sums[1] - low * sums[0])
+
+
+def around_high(sums: tuple[Any, Any], low: Any, inverse: Any) -> tuple[Any, Any]:
+    """What `input_gradient` takes for sums with ``x - high`` for ``x_hat``: the way back from `of_x_hat`.
+
+    ``sum(grad) + x_hat*sum(grad*x_hat)`` with the terms in ``x - high`` and in 1 gathered.
+    """
+    slope = inverse * sums[1]
+    return sums[0] - low * slope, slope
 
 
 def counted_sums(xp: Any, tangent: Any, x_hat: Any, axes: tuple[int, ...], mask: Any = None) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ class How:
     not known yet, other replicas). ``parts`` says
     that axis 0 holds virtual batches (kept, but shared by gamma). ``wide`` is the type of the arithmetic, ``narrow``
     that of the output. ``limits`` asks for renorm. ``gather`` stacks an array of every replica along axis 0, ``total``
-    sums it over the replicas; both are None where nothing is synchronised.
+    sums it over the replicas; both are None where nothing is synchronised. ``choose`` is that of `equations.moments`.
     """
 
     axes: tuple[int, ...]
@@ -44,6 +44,7 @@ class How:
     limits: Limits | None = None
     gather: Collective | None = None
     total: Collective | None = None
+    choose: Any = None
 
 
 class Fixed(NamedTuple):
@@ -85,23 +86,27 @@ class Kept(NamedTuple):
 def statistics(how: How, wide: Any, fixed: Fixed) -> Moments:
     """The moments that normalise: of the batch, of all replicas' batches, or the moving ones where nothing counts."""
     if how.count is not None:
-        return equations.moments(ops, wide, how.axes, max(how.count, 1), refine=REFINE)._replace(count=how.count)
-    count = _positive(fixed.count)
-    batch = equations.moments(ops, wide, how.axes, count, fixed.mask, refine=REFINE)._replace(count=fixed.count)
+        return _moments(how, wide, max(how.count, 1), None)._replace(count=how.count)
+    batch = _moments(how, wide, _positive(fixed.count), fixed.mask)._replace(count=fixed.count)
     if how.gather is not None:
         batch = _merged(batch, how.gather)
     return training.or_moving(ops, batch, fixed.mean, fixed.variance)
 
 
+def _moments(how: How, wide: Any, count: Any, mask: Any) -> Moments:
+    return equations.moments(ops, wide, how.axes, count, mask, refine=REFINE, choose=how.choose)
+
+
 def forward(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> tuple[Outputs, Kept]:
     """``gamma * (x_hat*r + d) + beta`` and what else the layer and the backward pass need."""
-    wide = ops.cast(x, how.wide)
-    batch = statistics(how, wide, fixed)
+    batch = statistics(how, ops.cast(x, how.wide), fixed)
     kept = _kept(how, batch, fixed)
-    x_hat = equations.standardize(wide, kept.high, kept.low, kept.inverse)
-    corrected = x_hat if kept.r is None else x_hat * kept.r + kept.d
-    y = ops.cast(equations.affine(corrected, gamma, beta), how.narrow)
-    return Outputs(y, batch.high, batch.low, batch.variance, None if how.count is not None else batch.count), kept
+    if kept.d is not None:
+        through = kept.d if gamma is None else gamma * kept.d
+        beta = through if beta is None else beta + through
+    y = equations.output(ops.cast(x, how.wide), kept.high, kept.low, _scale(kept, gamma), beta)
+    count = None if how.count is not None else batch.count
+    return Outputs(ops.cast(y, how.narrow), batch.high, batch.low, batch.variance, count), kept
 
 
 def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> tuple[Any, Any, Any]:
@@ -111,14 +116,19 @@ def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> 
     its input gets the sums over all replicas.
     """
     grad = ops.cast(grad, how.wide)
-    x_hat = equations.standardize(ops.cast(x, how.wide), kept.high, kept.low, kept.inverse)
-    sums = equations.parameter_gradients(ops, grad, x_hat, how.axes, mask)
+    centered = ops.cast(x, how.wide) - kept.high
+    own = equations.parameter_gradients(ops, grad, centered, how.axes, mask)
+    sums = equations.of_x_hat(own, kept.low, kept.inverse)
     everywhere = sums if how.total is None else tuple(ops.unstack(how.total(ops.stack(sums)), axis=0))
-    scale = kept.inverse if gamma is None else kept.inverse * gamma
-    scale = scale if kept.r is None else scale * kept.r
-    dx = equations.input_gradient(ops, grad, x_hat, scale, everywhere, kept.count, mask)
+    back = equations.around_high(everywhere, kept.low, kept.inverse)
+    dx = equations.input_gradient(ops, grad, centered, _scale(kept, gamma), back, kept.count, mask)
     through_gamma = sums[1] if kept.r is None else sums[1] * kept.r + sums[0] * kept.d
     return ops.cast(dx, x.dtype), _over_parts(how, through_gamma), _over_parts(how, sums[0])
+
+
+def _scale(kept: Kept, gamma: Any) -> Any:
+    scale = kept.inverse if gamma is None else kept.inverse * gamma
+    return scale if kept.r is None else scale * kept.r
 
 
 def _kept(how: How, batch: Moments, fixed: Fixed) -> Kept:

@@ -232,6 +232,7 @@ class BatchNormalization(Stateful):
             limits=None if self._rule.renorm is None else self._rule.renorm.limits,
             gather=gather,
             total=total,
+            choose=running.CHOOSE,
         )
         gamma, beta = self._broadcast(wide, plan.broadcast_shape, self.gamma, self.beta)
         return running.train(how, x, gamma, beta, self._fixed(mask, count, plan, wide, state)), static

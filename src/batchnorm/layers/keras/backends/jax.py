@@ -16,6 +16,7 @@ from keras import ops
 from batchnorm.layers.keras.apply import Fixed, How, Outputs, backward, forward
 
 COUNTED_IN_STATE = True
+CHOOSE: Any = jax.lax.cond
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

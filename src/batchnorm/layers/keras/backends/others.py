@@ -9,6 +9,7 @@ from keras import ops
 from batchnorm.layers.keras.apply import Fixed, How, Outputs, forward
 
 COUNTED_IN_STATE = False
+CHOOSE: Any = None
 
 
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:

@@ -14,6 +14,7 @@ from keras import ops
 from batchnorm.layers.keras.apply import Collective, Fixed, How, Outputs, backward, forward
 
 COUNTED_IN_STATE = False
+CHOOSE: Any = tf.cond
 
 
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:

@@ -23,6 +23,7 @@ from batchnorm.layers.torch.function import How as NormalizeHow
 from batchnorm.layers.torch.recompute import counted_once, recomputing
 
 COUNTED_IN_STATE = False
+CHOOSE: Any = None
 
 
 class _Train(torch.autograd.Function):
