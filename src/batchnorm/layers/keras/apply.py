@@ -19,7 +19,7 @@ from keras import ops
 from batchnorm.core import equations, training
 from batchnorm.core.equations import Limits, Moments
 
-__all__ = ["Fixed", "How", "Kept", "Outputs", "backward", "forward", "statistics"]
+__all__ = ["Collective", "Fixed", "How", "Kept", "Outputs", "backward", "cast", "forward", "statistics"]
 
 Collective = Callable[[Any], Any]
 
@@ -32,7 +32,8 @@ class How:
     not known yet, other replicas). ``parts`` says
     that axis 0 holds virtual batches (kept, but shared by gamma). ``wide`` is the type of the arithmetic, ``narrow``
     that of the output. ``limits`` asks for renorm. ``gather`` stacks an array of every replica along axis 0, ``total``
-    sums it over the replicas; both are None where nothing is synchronised. ``choose`` is that of `equations.moments`.
+    sums it over the replicas; both are None where nothing is synchronised. ``choose`` is that of `equations.moments`, ``xp`` the
+    namespace of its arithmetic.
     """
 
     axes: tuple[int, ...]
@@ -45,6 +46,7 @@ class How:
     gather: Collective | None = None
     total: Collective | None = None
     choose: Any = None
+    xp: Any = ops
 
 
 class Fixed(NamedTuple):
@@ -72,6 +74,11 @@ REFINE = keras.backend.backend() not in ("jax", "torch")
 """TensorFlow and NumPy add one number after another: see `equations.moments`."""
 
 
+def cast(x: Any, dtype: str) -> Any:
+    """``x`` in another type; itself where it has that type already."""
+    return x if keras.backend.standardize_dtype(x.dtype) == dtype else ops.cast(x, dtype)
+
+
 class Kept(NamedTuple):
     """What the backward pass needs beside ``x``, ``gamma`` and the mask: all of the channels' size."""
 
@@ -90,23 +97,23 @@ def statistics(how: How, wide: Any, fixed: Fixed) -> Moments:
     batch = _moments(how, wide, _positive(fixed.count), fixed.mask)._replace(count=fixed.count)
     if how.gather is not None:
         batch = _merged(batch, how.gather)
-    return training.or_moving(ops, batch, fixed.mean, fixed.variance)
+    return training.or_moving(how.xp, batch, fixed.mean, fixed.variance)
 
 
 def _moments(how: How, wide: Any, count: Any, mask: Any) -> Moments:
-    return equations.moments(ops, wide, how.axes, count, mask, refine=REFINE, choose=how.choose)
+    return equations.moments(how.xp, wide, how.axes, count, mask, refine=REFINE, choose=how.choose)
 
 
 def forward(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> tuple[Outputs, Kept]:
     """``gamma * (x_hat*r + d) + beta`` and what else the layer and the backward pass need."""
-    batch = statistics(how, ops.cast(x, how.wide), fixed)
+    batch = statistics(how, cast(x, how.wide), fixed)
     kept = _kept(how, batch, fixed)
     if kept.d is not None:
         through = kept.d if gamma is None else gamma * kept.d
         beta = through if beta is None else beta + through
-    y = equations.output(ops.cast(x, how.wide), kept.high, kept.low, _scale(kept, gamma), beta)
+    y = equations.output(cast(x, how.wide), kept.high, kept.low, _scale(kept, gamma), beta)
     count = None if how.count is not None else batch.count
-    return Outputs(ops.cast(y, how.narrow), batch.high, batch.low, batch.variance, count), kept
+    return Outputs(cast(y, how.narrow), batch.high, batch.low, batch.variance, count), kept
 
 
 def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> tuple[Any, Any, Any]:
@@ -115,15 +122,15 @@ def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> 
     A replica's gamma and beta get the replica's own sums, which the training loop adds up as it does for any weight;
     its input gets the sums over all replicas.
     """
-    grad = ops.cast(grad, how.wide)
-    centered = ops.cast(x, how.wide) - kept.high
-    own = equations.parameter_gradients(ops, grad, centered, how.axes, mask)
+    grad = cast(grad, how.wide)
+    centered = cast(x, how.wide) - kept.high
+    own = equations.parameter_gradients(how.xp, grad, centered, how.axes, mask)
     sums = equations.of_x_hat(own, kept.low, kept.inverse)
     everywhere = sums if how.total is None else tuple(ops.unstack(how.total(ops.stack(sums)), axis=0))
     back = equations.around_high(everywhere, kept.low, kept.inverse)
-    dx = equations.input_gradient(ops, grad, centered, _scale(kept, gamma), back, kept.count, mask)
+    dx = equations.input_gradient(how.xp, grad, centered, _scale(kept, gamma), back, kept.count, mask)
     through_gamma = sums[1] if kept.r is None else sums[1] * kept.r + sums[0] * kept.d
-    return ops.cast(dx, x.dtype), _over_parts(how, through_gamma), _over_parts(how, sums[0])
+    return cast(dx, keras.backend.standardize_dtype(x.dtype)), _over_parts(how, through_gamma), _over_parts(how, sums[0])
 
 
 def _scale(kept: Kept, gamma: Any) -> Any:
@@ -132,11 +139,11 @@ def _scale(kept: Kept, gamma: Any) -> Any:
 
 
 def _kept(how: How, batch: Moments, fixed: Fixed) -> Kept:
-    inverse = equations.inv_std(ops, batch.variance, how.epsilon)
+    inverse = equations.inv_std(how.xp, batch.variance, how.epsilon)
     count = _positive(batch.count) if how.count is None else max(how.count, 1)
     if how.limits is None:
         return Kept(batch.high, batch.low, inverse, count)
-    r, d = equations.renorm(ops, batch, fixed.renorm_mean, fixed.renorm_std, how.epsilon, how.limits)
+    r, d = equations.renorm(how.xp, batch, fixed.renorm_mean, fixed.renorm_std, how.epsilon, how.limits)
     return Kept(batch.high, batch.low, inverse, count, ops.stop_gradient(r), ops.stop_gradient(d))
 
 

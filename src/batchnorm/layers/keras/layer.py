@@ -16,14 +16,15 @@ from keras import ops
 from batchnorm.core import equations, training
 from batchnorm.core.arrays import as_axis
 from batchnorm.core.plan import Plan
-from batchnorm.core.training import Renorm, Rule, State, Statistics
+from batchnorm.core.training import Renorm, Rule, Statistics
 from batchnorm.layers import arguments
 
 from . import arguments as own
 from . import shapes
-from .apply import Fixed, How, Outputs
+from .apply import cast
 from .backends import BACKEND, infer, running
 from .state import Stateful, wide_type
+from .step import Task, per_channel, train
 
 __all__ = ["BatchNormalization"]
 
@@ -191,74 +192,40 @@ class BatchNormalization(Stateful):
         return wide_type(dtype)
 
     def _inferred(self, x: Any, how: Plan, wide: str) -> Any:
-        statistics = training.inference_statistics(ops, self._rule, self._state())
-        mean, variance, gamma, beta = self._broadcast(wide, how.broadcast_shape, *statistics, self.gamma, self.beta)
+        statistics = training.inference_statistics(running.XP, self._rule, self._state())
+        given = (None if v is None else ops.convert_to_tensor(v) for v in (*statistics, self.gamma, self.beta))
+        mean, variance, gamma, beta = per_channel(wide, how.broadcast_shape, *given)
         if infer is not None:
             y = infer(x, mean, variance, gamma, beta, how.reduced, self.epsilon, self.compute_dtype)
             if y is not None:
                 return y
-        y = equations.normalized(ops, ops.cast(x, wide), mean, variance, gamma, beta, self.epsilon)
-        return ops.cast(y, self.compute_dtype)
+        y = equations.normalized(running.XP, cast(x, wide), mean, variance, gamma, beta, self.epsilon)
+        return cast(y, self.compute_dtype)
 
     def _trained(self, x: Any, mask: Any, how: Plan, wide: str) -> Any:
         if mask is not None:
             mask = shapes.full_mask(mask, x, how.kept, self._who)
+        gather, total = running.collectives() if self.synchronized else (None, None)
+        if mask is None and gather is None:
+            self._warn_of_one_element(x, how)
         # One read of each variable, which all that follows depends on: TensorFlow's graph optimizer has been seen to
         # run a second read after the assignment that stands below it.
         state = {name: ops.stop_gradient(value) for name, value in self._state().items()}
-        if self.virtual_batch_size is None:
-            outputs, count = self._normalised(x, mask, how, wide, state)
-            self._remember(state, self._per_channel(outputs, count, how, False), False)
-            return outputs.y
-        parts = shapes.in_parts(x, mask, self.virtual_batch_size, how.kept)
-        outputs, count = self._normalised(parts.x, parts.mask, _with_parts(how), wide, state)
-        self._remember(state, self._per_channel(outputs, count, how, True), True)
-        return shapes.joined(outputs.y, parts)
+        gamma, beta = (None if v is None else ops.convert_to_tensor(v) for v in (self.gamma, self.beta))
+        task = Task(how, self._rule, wide, self.compute_dtype, self.virtual_batch_size, gather, total)
+        y, state, skipped = running.compiled(train)(task, x, mask, gamma, beta, state)
+        self._remember(state, skipped)
+        return y
 
-    def _normalised(self, x: Any, mask: Any, plan: Plan, wide: str, state: State) -> tuple[Outputs, int | None]:
-        gather, total = running.collectives() if self.synchronized else (None, None)
-        static, count = shapes.counted(x, mask, plan.reduced, wide)
-        if static == 1 and gather is None:
-            self._warn_of_one_element(x)
-        if static is not None and gather is not None:
-            static, count = None, ops.full((1,) * len(x.shape), static, dtype=wide)
-        how = How(
-            axes=plan.reduced,
-            epsilon=self.epsilon,
-            wide=wide,
-            narrow=self.compute_dtype,
-            count=static,
-            parts=self.virtual_batch_size is not None,
-            limits=None if self._rule.renorm is None else self._rule.renorm.limits,
-            gather=gather,
-            total=total,
-            choose=running.CHOOSE,
+    def _warn_of_one_element(self, x: Any, how: Plan) -> None:
+        if self._warned or not shapes.is_one_element(x, how.reduced, self.virtual_batch_size):
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self._who}: training on one element per channel (input of shape {shapes.static_shape(x)}): the "
+            "output is beta, and the moving statistics are left alone. Use larger batches, or training=False.",
+            stacklevel=2,
         )
-        gamma, beta = self._broadcast(wide, plan.broadcast_shape, self.gamma, self.beta)
-        return running.train(how, x, gamma, beta, self._fixed(mask, count, plan, wide, state)), static
-
-    def _fixed(self, mask: Any, count: Any, plan: Plan, wide: str, state: State) -> Fixed:
-        mean = variance = renorm_mean = renorm_std = None
-        if count is not None:
-            mean, variance = training.inference_statistics(ops, self._rule, state)
-            mean, variance = self._broadcast(wide, plan.broadcast_shape, mean, variance)
-        if self.renorm:
-            renorm_mean, renorm_std = self._broadcast(
-                wide, plan.broadcast_shape, state["renorm_mean"], state["renorm_stddev"]
-            )
-        return Fixed(mask, count, mean, variance, renorm_mean, renorm_std)
-
-    def _broadcast(self, dtype: str, shape: tuple[int, ...], *values: Any) -> tuple[Any, ...]:
-        return tuple(None if v is None else ops.reshape(ops.cast(v, dtype), shape) for v in values)
-
-    def _warn_of_one_element(self, x: Any) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self._who}: training on one element per channel (input of shape {shapes.static_shape(x)}): the "
-                "output is beta, and the moving statistics are left alone. Use larger batches, or training=False.",
-                stacklevel=2,
-            )
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The shape of the input."""
@@ -273,16 +240,6 @@ class BatchNormalization(Stateful):
         config |= _serialized("constraints", self, PARAMETERS, "_constraint")
         config["activation"] = None if self.activation is None else keras.activations.serialize(self.activation)
         return {**super().get_config(), **config}
-
-
-def _with_parts(plan: Plan) -> Plan:
-    return Plan(
-        kept=(0, *(i + 1 for i in plan.kept)),
-        reduced=tuple(i + 1 for i in plan.reduced),
-        channel_shape=plan.channel_shape,
-        broadcast_shape=(1, *plan.broadcast_shape),
-        count=plan.count,
-    )
 
 
 def _serialized(module: str, layer: Any, names: Sequence[str], ending: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from keras import ops
 from batchnorm.core.plan import Plan, mask_shape, plan
 from batchnorm.errors import ArgumentError
 
-__all__ = ["Parts", "counted", "full_mask", "in_parts", "joined", "layout", "static_shape"]
+__all__ = ["Parts", "counted", "dtype_of", "full_mask", "in_parts", "is_one_element", "joined", "layout", "static_shape"]
 
 Shape = tuple[int | None, ...]
 
@@ -94,6 +94,21 @@ def counted(x: Any, mask: Any, axes: tuple[int, ...], dtype: str) -> tuple[int |
     known = ops.shape(x)
     count = _product([ops.cast(known[i], dtype) for i in axes], 1)
     return None, ops.reshape(count, (1,) * len(x.shape))
+
+
+def is_one_element(x: Any, axes: tuple[int, ...], size: int | None) -> bool:
+    """Whether each channel has one element, of the batch or of the first of its parts of ``size`` samples."""
+    lengths = [static_shape(x)[i] for i in axes]
+    if None in lengths:
+        return False
+    if size is not None and 0 in axes:
+        lengths[axes.index(0)] = size  # a shorter batch is filled up
+    return _product(lengths, 1) == 1
+
+
+def dtype_of(x: Any) -> str:
+    """The name of an array's type."""
+    return keras.backend.standardize_dtype(x.dtype)
 
 
 def _product(values: list[Any], start: Any) -> Any:

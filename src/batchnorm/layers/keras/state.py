@@ -15,14 +15,11 @@ import numpy as np
 from keras import ops
 
 from batchnorm.core import training
-from batchnorm.core.equations import Moments
-from batchnorm.core.plan import Plan
 from batchnorm.core.training import Rule, State, Statistics
 from batchnorm.errors import ArgumentError
 from batchnorm.layers import arguments
 
 from . import shapes
-from .apply import Outputs
 from .backends import running
 
 __all__ = ["Stateful", "wide_type"]
@@ -153,25 +150,11 @@ class Stateful(keras.layers.Layer):
     def _state(self) -> State:
         return {name: ops.convert_to_tensor(getattr(self, name)) for name in training.state_names(self._rule)}
 
-    def _per_channel(self, outputs: Outputs, static: int | None, plan: Plan, parts: bool) -> Moments:
-        shape = (-1, *plan.channel_shape) if parts else plan.channel_shape
-        dtype = self.moving_mean.dtype
-        high, low, variance = (
-            ops.reshape(ops.cast(ops.stop_gradient(v), dtype), shape)
-            for v in (outputs.high, outputs.low, outputs.variance)
-        )
-        count = outputs.count if static is None else ops.full(ops.shape(outputs.high), static, dtype=dtype)
-        count = ops.reshape(ops.broadcast_to(ops.cast(count, dtype), ops.shape(outputs.high)), shape)
-        return Moments(count if parts or static is None else static, high, low, variance)
-
-    def _remember(self, state: State, batch: Moments, parts: bool) -> None:
-        update = training.update_all if parts else training.update
-        state, skipped = running.updated(update, self._rule, state, batch)
+    def _remember(self, state: State, skipped: Any) -> None:
         for name, value in state.items():
             getattr(self, name).assign(value)
         if self._skipped is not None:
-            skipped = ops.cast(skipped, "float32")
-            self._skipped.assign_add(ops.sum(skipped, axis=0) if parts else skipped)
+            self._skipped.assign_add(skipped)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the variables from arrays; those of a layer without ``remaining`` or ``updates`` will do.

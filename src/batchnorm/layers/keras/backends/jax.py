@@ -17,6 +17,7 @@ from batchnorm.layers.keras.apply import Fixed, How, Outputs, backward, forward
 
 COUNTED_IN_STATE = True
 CHOOSE: Any = jax.lax.cond
+XP: Any = ops
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -36,19 +37,20 @@ def _backward(how: How, residuals: Any, grads: Outputs) -> tuple[Any, Any, Any, 
 
 
 _train.defvjp(_forward, _backward)
-# One dispatch instead of forty where nothing else is compiled; inside a compiled step it is part of that.
-_compiled = jax.jit(_train, static_argnums=0, inline=True)
-
-
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     """Normalise with the batch's statistics, gradients in closed form."""
-    return _compiled(how, x, gamma, beta, fixed)
+    return _train(how, x, gamma, beta, fixed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
-    """``update`` of `core.training` over `keras.ops`."""
-    return update(ops, rule, state, batch)
+@functools.cache
+def compiled(step: Any) -> Any:
+    """One dispatch instead of a hundred where nothing else is compiled; inside a compiled step it is part of that."""
+    return jax.jit(step, static_argnums=0, inline=True)
+
+
+def once(batch: Any) -> Any:
+    """``batch``: nothing tells a second pass apart."""
+    return batch
 
 
 def collectives() -> tuple[None, None]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +16,7 @@ from batchnorm.layers.keras.apply import Collective, Fixed, How, Outputs, backwa
 
 COUNTED_IN_STATE = False
 CHOOSE: Any = tf.cond
+XP: Any = ops
 
 
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
@@ -37,9 +39,24 @@ def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     return Outputs(*outputs, *([None] * (5 - len(outputs))))
 
 
-def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
-    """``update`` of `core.training` over `keras.ops`."""
-    return update(ops, rule, state, batch)
+def compiled(step: Any) -> Any:
+    """One call instead of a hundred in eager mode; inside a function, and across replicas, ``step`` as it is."""
+    return functools.partial(_called, step) if tf.executing_eagerly() and not tf.distribute.has_strategy() else step
+
+
+def _called(step: Any, task: Any, *given: Any) -> Any:
+    return _function(step, task)(*given)
+
+
+@functools.lru_cache(maxsize=256)
+def _function(step: Any, task: Any) -> Any:
+    # A second shape is traced with unknown lengths, which serve for any other.
+    return tf.function(functools.partial(step, task), autograph=False, reduce_retracing=True)
+
+
+def once(batch: Any) -> Any:
+    """``batch``: nothing tells a second pass apart."""
+    return batch
 
 
 def collectives() -> tuple[Collective | None, Collective | None]:

@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import torch
 import torch.distributed as dist
-from keras import ops
 
 from batchnorm.core import equations
 from batchnorm.errors import Refused
@@ -24,6 +23,7 @@ from batchnorm.layers.torch.recompute import counted_once, recomputing
 
 COUNTED_IN_STATE = False
 CHOOSE: Any = None
+XP: Any = torch
 
 
 class _Train(torch.autograd.Function):
@@ -107,12 +107,15 @@ def _flat(values: Any) -> Any:
     return None if values is None else values.reshape(-1)
 
 
-def updated(update: Any, rule: Any, state: Any, batch: Any) -> Any:
-    """``update`` of `core.training` over `keras.ops`; nothing where a checkpoint computes the layer a second time."""
+def compiled(step: Any) -> Any:
+    """``step`` as it is."""
+    return step
+
+
+def once(batch: Any) -> Any:
+    """``batch``, of which nothing is counted where a checkpoint computes the layer a second time."""
     batch = counted_once(batch)
-    if recomputing():
-        batch = batch._replace(count=ops.zeros_like(batch.high))
-    return update(ops, rule, state, batch)
+    return batch._replace(count=torch.zeros_like(batch.high)) if recomputing() else batch
 
 
 def collectives() -> tuple[Collective | None, Collective | None]:
