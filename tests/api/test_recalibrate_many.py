@@ -83,6 +83,7 @@ def test_an_error_of_one_rank_is_an_error_of_all(tmp_path):
 
 
 def shards_of(model, tmp_path, cuts, **more):
+    tmp_path.mkdir(exist_ok=True)
     paths = []
     for number, (start, end) in enumerate(cuts):
         path = tmp_path / f"shard{number}.json"
@@ -125,6 +126,67 @@ def test_shards_that_do_not_go_together(tmp_path, model):
         merge(model, [first, second])
     with pytest.raises(bn.ArgumentError, match="between 1 and 3"):
         collect(model, images(16), tmp_path / "x.json", method="sequential", level=4)
+
+
+def test_shards_of_other_weights(tmp_path, model):
+    """Fresh networks hold the same batch normalizations, and differ in nothing but their kernels."""
+    torch.manual_seed(1)
+    other = Branches()
+    (first,) = shards_of(model, tmp_path, [(0, 16)])
+    (second,) = shards_of(other, tmp_path / "other", [(16, 48)])
+    with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match="another model, method or level"):
+        merge(model, [first, second])
+    with bn.testing.assert_unchanged(other), pytest.raises(bn.ArgumentError, match="measured on another model than"):
+        merge(other, [first])
+    bn.recalibrate(model, images(16), only=["b1"])
+    with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match="other weights or statistics"):
+        merge(model, [first])
+
+
+def test_a_copy_of_a_shard_counts_once(tmp_path, model):
+    first, second = shards_of(model, tmp_path, [(0, 16), (16, 48)])
+    copied = tmp_path / "copy.json"
+    copied.write_bytes(first.read_bytes())
+    with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match="given twice, also as .*shard0"):
+        merge(model, [first, second, copied])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda moments: moments["m2"].__setitem__(0, -5.0),
+        lambda moments: moments["mean"].__setitem__(0, float("nan")),
+        lambda moments: moments["mean"].pop(),
+        lambda moments: moments.__setitem__("count", -3),
+    ],
+    ids=["negative variance", "nan", "a channel less", "negative count"],
+)
+def test_a_damaged_shard(tmp_path, model, change):
+    first, second = shards_of(model, tmp_path, [(0, 16), (16, 48)])
+    document = json.loads(first.read_text())
+    change(document["moments"]["b1"])
+    first.write_text(json.dumps(document))
+    with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match="no file that collect wrote"):
+        merge(model, [second, first])
+
+
+def test_nothing_that_is_read_is_written_over(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", images(16))
+    data, shard, weights = (str(tmp_path / name) for name in ("x.npy", "shard.json", "net.pt"))
+    torch.save(Branches().state_dict(), weights)
+    given = ["tests.api.networks:Branches", "--weights", weights]
+    assert cli.run(["collect", *given, "--data", data, "-o", shard]) == 0
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    for command in (
+        ["collect", *given, "--data", data, "-o", weights],
+        ["collect", *given, "--data", data, "-o", data],
+        ["recalibrate", *given, "--data", data, "-o", data],
+        ["recalibrate", *given, "--data", data, "-o", weights],
+        ["merge", *given, shard, "-o", shard],
+    ):
+        assert cli.run([*command, "--force"]) == 2, command
+        assert "is the input, which is never overwritten" in capsys.readouterr().err
+    assert before == {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
 
 
 def test_the_commands(tmp_path, capsys):
@@ -172,7 +234,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, model, monkeyp
 
     monkeypatch.setattr("batchnorm.api.passes.measured", counting)
     monkeypatch.setattr(
-        "batchnorm.api.recalibrating.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0)
+        "batchnorm.api.passes.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0)
     )
     with bn.testing.assert_unchanged(model), pytest.raises(KeyboardInterrupt):
         bn.recalibrate(model, Loader(), method=method, batch_size=8, checkpoint=place)
@@ -187,9 +249,54 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, model, monkeyp
         np.testing.assert_array_equal(layer.after.variance, wanted[layer.name].after.variance)
 
 
+def interrupted(model, place, data, **more):
+    """Half a pass, and a checkpoint of it."""
+
+    class Broken:
+        runs = 0
+
+        def __iter__(self):
+            self.runs += 1
+            for start in range(0, 48, 8):
+                if start == 32 and self.runs > 1:
+                    raise KeyboardInterrupt
+                yield data[start : start + 8]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("batchnorm.api.passes.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0))
+        bn.recalibrate(model, Broken(), checkpoint=place, **more)
+    assert place.exists()
+
+
+def test_a_checkpoint_belongs_to_its_layers_data_and_weights(tmp_path, model):
+    place = tmp_path / "run.json"
+    interrupted(model, place, images(48), only=["b1"])
+    whole = [images(48)[start : start + 8] for start in range(0, 48, 8)]
+    torch.manual_seed(1)
+    for other, data, only in ((model, whole, ()), (model, whole[::-1], ["b1"]), (Branches(), whole, ["b1"])):
+        with bn.testing.assert_unchanged(other), pytest.raises(bn.ArgumentError, match="is that of another"):
+            bn.recalibrate(other, data, only=only, checkpoint=place)
+    wanted = bn.recalibrate(copy.deepcopy(model), whole, only=["b1"]).layers[0].after
+    found = bn.recalibrate(model, whole, only=["b1"], checkpoint=place).layers[0].after
+    np.testing.assert_array_equal(found.variance, wanted.variance)
+
+
+def test_a_damaged_checkpoint(tmp_path, model):
+    place = tmp_path / "run.json"
+    interrupted(model, place, images(48))
+    document = json.loads(place.read_text())
+    document["moments"]["b1"].pop("m2")
+    place.write_text(json.dumps(document))
+    whole = [images(48)[start : start + 8] for start in range(0, 48, 8)]
+    with pytest.raises(bn.ArgumentError, match="--checkpoint: .*run.json is damaged"):
+        bn.recalibrate(model, whole, checkpoint=place)
+    with pytest.raises(bn.ArgumentError, match="--checkpoint: cannot write"):  # before the work, not 30 s into it
+        bn.recalibrate(model, whole, checkpoint=tmp_path / "none" / "run.json")
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, model):
     (tmp_path / "c.json").write_text('{"schema": "batchnorm/checkpoint/1", "key": "x"}')
-    with pytest.raises(bn.ArgumentError, match="another model, method or batch size"):
+    with pytest.raises(bn.ArgumentError, match="another model, method, batch size or data"):
         bn.recalibrate(model, images(16), checkpoint=tmp_path / "c.json")
     (tmp_path / "c.json").write_text("[]")
     with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match="no checkpoint"):

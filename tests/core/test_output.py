@@ -43,13 +43,20 @@ def test_what_is_there_is_kept(tmp_path):
     assert source.read_bytes() == b"new"
 
 
-def test_a_folder_replaces_a_folder(tmp_path):
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "old").touch()
-    with replacing(tmp_path / "saved", force=True) as temporary:
+def test_a_folder_is_never_replaced(tmp_path):
+    """Whatever a user keeps in it would be gone."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "thesis").touch()
+    with (
+        pytest.raises(ArgumentError, match="is a folder, which is never replaced"),
+        replacing(tmp_path / "results", force=True),
+    ):
+        pytest.fail("the block must not begin")
+    assert [each.name for each in (tmp_path / "results").iterdir()] == ["thesis"]
+    with replacing(tmp_path / "new") as temporary:
         temporary.mkdir()
-        (temporary / "new").touch()
-    assert [each.name for each in (tmp_path / "saved").iterdir()] == ["new"]
+        (temporary / "file").touch()
+    assert [each.name for each in (tmp_path / "new").iterdir()] == ["file"]
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -60,8 +60,8 @@ def statistics(record: LayerRecord, moments: Accumulator) -> Statistics:
     least = float(np.min(moments.count))
     if least < LEAST:
         raise ArgumentError(
-            f"recalibrate: the data give {record.name} {counted(int(least), 'element')} a channel, and a variance "
-            f"needs at least {LEAST}; {int(np.ceil(1 + 2 / NOISY**2))} would bring its sampling noise under "
+            f"recalibrate: the data give layer {record.name} {counted(int(least), 'element')} a channel, and a "
+            f"variance needs at least {LEAST}; {int(np.ceil(1 + 2 / NOISY**2))} would bring its sampling noise under "
             f"{NOISY:.0%}. Give more data."
         )
     return Statistics(moments.mean, moments.variance(record.ddof or 0), least)

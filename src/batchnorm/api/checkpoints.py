@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from batchnorm.analysis.recalibration import Statistics
+from batchnorm.core import output
 from batchnorm.core.accumulator import Accumulator
-from batchnorm.core.output import replacing
+from batchnorm.core.graph import Graph
+from batchnorm.core.protocols import Model
 from batchnorm.core.record import ARRAYS, LayerRecord
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, ModelFileError
 
-__all__ = ["Checkpoint", "fingerprint", "moments_document", "read_moments"]
+__all__ = ["Checkpoint", "fingerprint", "identity", "moments_document", "read_moments"]
 
 EVERY = 30.0
 """Seconds between two writings within a pass; a finished level is always written."""
@@ -32,6 +34,27 @@ def fingerprint(records: Iterable[LayerRecord], *settings: Any) -> str:
         for name in ARRAYS:
             array = getattr(record, name)
             digest.update(b"-" if array is None else array.tobytes())
+    return digest.hexdigest()
+
+
+def identity(read: Model, *settings: Any) -> str:
+    """`fingerprint` of a whole model: its batch normalizations, and the kernels and biases that its graph shows.
+
+    Fresh networks hold the same batch normalizations, and differ in nothing but their kernels.
+    """
+    graph = read.graph
+    return fingerprint(read.layers, *settings, "" if graph is None else _kernels(graph))
+
+
+def _kernels(graph: Graph) -> str:
+    digest = hashlib.sha256()
+    for operation in graph.operations:
+        for name, array in operation.weights.items():
+            digest.update(f"{operation.name} {name}".encode())
+            try:
+                digest.update(array().tobytes())
+            except ModelFileError:
+                digest.update(b"-")
     return digest.hexdigest()
 
 
@@ -62,7 +85,10 @@ class Checkpoint:
         self._place = (-1, 0)
         self._seen = 0
         self._moments: dict[str, Accumulator] = {}
-        if self._path is not None and self._path.exists():
+        if self._path is None:
+            return
+        output.check(self._path, force=True, option="--checkpoint")
+        if self._path.exists():
             self._read(self._path)
 
     @property
@@ -104,18 +130,27 @@ class Checkpoint:
             "seen": self._seen,
             "moments": moments_document(self._moments),
         }
-        with replacing(path, force=True) as temporary:
+        with output.replacing(path, force=True, option="--checkpoint") as temporary:
             temporary.write_text(json.dumps(document), "utf-8")
         self._written = time.monotonic()
 
     def _read(self, path: Path) -> None:
         document = _json(path)
-        if document.get("schema") != SCHEMA:
+        if document.get("schema") != SCHEMA or "key" not in document:
             raise ArgumentError(f"--checkpoint: {path} is no checkpoint of a recalibration. Give another path.")
         if document["key"] != self._key:
             raise ArgumentError(
-                f"--checkpoint: {path} is that of another model, method or batch size. Remove it, or give another path."
+                f"--checkpoint: {path} is that of another model, method, batch size or data (in their order). "
+                "Remove it, or give another path."
             )
+        try:
+            self._take(document)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ArgumentError(
+                f"--checkpoint: {path} is damaged ({type(error).__name__}). Remove it, and begin anew."
+            ) from None
+
+    def _take(self, document: dict[str, Any]) -> None:
         held: dict[str, Any] = document["done"]
         self.done = {
             name: Statistics(np.array(mean, np.float64), np.array(variance, np.float64), count)
@@ -138,11 +173,23 @@ def moments_document(moments: Mapping[str, Accumulator]) -> dict[str, Any]:
 
 
 def read_moments(document: Mapping[str, Any]) -> dict[str, Accumulator]:
-    """The moments of `moments_document`."""
+    """The moments of `moments_document`.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        They are no moments: a number that is not finite, a negative count or M2, lengths that differ.
+    """
     found: dict[str, Accumulator] = {}
     for name, each in document.items():
         count = each["count"] if isinstance(each["count"], int) else np.array(each["count"], np.float64)
-        found[name] = Accumulator(count, np.array(each["mean"], np.float64), np.array(each["m2"], np.float64))
+        mean, m2 = (np.array(each[key], np.float64) for key in ("mean", "m2"))
+        one_each = mean.ndim == 1 and mean.shape == m2.shape and np.shape(count) in ((), mean.shape)
+        if not (one_each and all(np.all(np.isfinite(each)) for each in (count, mean, m2))):
+            raise ValueError(f"the moments of {name!r} are not one finite number a channel")
+        if np.any(np.less(count, 0)) or np.any(m2 < 0):
+            raise ValueError(f"the moments of {name!r} hold a negative count or variance")
+        found[name] = Accumulator(count, mean, m2)
     return found
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from batchnorm.core.output import replacing
+from batchnorm.core.output import check_is_no_input, replacing
 from batchnorm.engines.session import Input, Lazy
 from batchnorm.errors import ArgumentError
 from batchnorm.models.change import Change
@@ -72,6 +72,13 @@ class OnnxTarget:
 
         return set() if self.live is not None else onnx_edit.in_other_files(self.model.path)
 
+    def other_files(self) -> list[Path]:
+        """The files beside it that hold them."""
+        from batchnorm.models import onnx_beside, onnx_freeze
+
+        folder = Path(self.model.path).parent
+        return [folder / name for name in onnx_beside.locations(onnx_freeze.without_data(self.model.path))]
+
 
 @dataclass(slots=True)
 class KerasTarget:
@@ -97,7 +104,7 @@ class KerasTarget:
         self.result = made if self.path is None else None
         if place is None:
             return keras_live.from_live(made)
-        made.save(place)
+        keras_edit.save(made, place)
         return open_model(place)
 
 
@@ -213,6 +220,7 @@ def place_for(target: Target, out: Any, force: bool) -> Generator[Path | None]:
             yield temporary
         return
     beside = goal.with_name(f"{goal.name}.data")
+    check_is_no_input(beside, target.other_files())
     with replacing(goal, source=source, force=force) as first, replacing(beside, force=force) as second:
         folder = goal.with_name(f".{goal.name}.{os.getpid()}.parts")
         folder.mkdir()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batchnorm.analysis.fold_plan import Plan, Refusal, planned
 from batchnorm.analysis.folding import bound, tolerance
@@ -182,10 +183,26 @@ def _inputs(target: Target, data: Any, seed: int) -> list[tuple[str, list[Any]]]
         parts = list(batches(data, wanted))
         if not parts:
             raise ArgumentError("fold: --data holds no sample; give at least one.")
+        _check_finite(parts)
         return [("random", [like(parts[0], seed)]), ("data", parts)]
     if not wanted:
         raise ArgumentError(f"fold: the inputs of {target.model.path} are not known; give some with --data (data=).")
     return [("random", [first_that_runs(target.model, wanted, seed)])]
+
+
+def _check_finite(parts: Sequence[Any]) -> None:
+    """Refuse data that would make both models' outputs NaN, which no proof can compare."""
+    start = 0
+    for part in parts:
+        arrays = part.values() if isinstance(part, dict) else part if isinstance(part, list) else [part]
+        for array in cast("Iterable[NDArray[Any]]", arrays):
+            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)) if array.ndim else []
+            if len(bad):
+                raise ArgumentError(
+                    f"fold: --data holds a NaN or an infinity in sample {start + int(bad[0])}, counted from 0; a proof "
+                    "needs numbers. Leave such samples out."
+                )
+        start += len(next(iter(arrays))) if np.ndim(next(iter(arrays))) else 1
 
 
 def _ranks(read: Model, graph: Graph, x: Any) -> dict[str, int]:

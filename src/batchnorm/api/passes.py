@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
 from collections.abc import Callable, Collection
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from batchnorm.analysis.recalibration import LEAST, Statistics, merged
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Bench, Trace
-from batchnorm.errors import BatchnormError, Refused
+from batchnorm.errors import ArgumentError, BatchnormError, Refused
 
 from .checkpoints import Checkpoint
 from .streams import Batch, Stream
 
-__all__ = ["Gather", "LocalRun", "Step", "alone", "measured"]
+__all__ = ["Gather", "LocalRun", "Step", "alone", "checkpoint_of", "digest", "measured"]
 
 Gather = Callable[[Any], list[Any]]
 """What every rank of a job hands in, in the order of the ranks, on every rank."""
@@ -99,6 +102,46 @@ class LocalRun:
                 self._checkpoint.saw(number, round, place + 1, found)
             self._step(batch.samples)
         return found
+
+
+def checkpoint_of(path: Any, key: Callable[[], str], gather: Gather) -> Checkpoint:
+    """The checkpoint of a run; the ranks of a job have one each, all of the same level.
+
+    Raises
+    ------
+    ArgumentError
+        A file is no checkpoint, or that of another run; two ranks share one, or theirs are of different levels.
+    """
+    if path is None:
+        return Checkpoint(None, "")
+    if gather is alone:
+        return Checkpoint(path, key())
+    found, failure = None, None
+    try:
+        found = Checkpoint(path, key())
+    except BatchnormError as error:
+        failure = error
+    place = (socket.gethostname(), str(Path(path).resolve()))
+    everywhere = shared(gather, None if found is None else (place, sorted(found.done)), failure)
+    if len({where for where, _ in everywhere}) < len(everywhere):
+        raise ArgumentError("--checkpoint: each rank of a job needs a file of its own; put its rank into the name.")
+    if any(done != everywhere[0][1] for _, done in everywhere):
+        raise ArgumentError("--checkpoint: the ranks' files are not of the same level. Remove them, and begin anew.")
+    assert found is not None
+    return found
+
+
+def digest(stream: Stream) -> str:
+    """The first batches in one number: data in another order are other data to a run that goes on in the middle."""
+    found = hashlib.sha256()
+    for batch in stream.head():
+        inputs: Any = batch.inputs
+        if isinstance(inputs, dict):
+            inputs = list(cast("dict[str, Any]", inputs).values())
+        for array in inputs if isinstance(inputs, list) else [inputs]:
+            found.update(f"{array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def shared(gather: Gather, parts: Any, failure: BatchnormError | None) -> list[Any]:

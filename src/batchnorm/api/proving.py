@@ -49,7 +49,9 @@ class Tried:
 
     @property
     def max_rel(self) -> float:
-        """The difference as a share of the largest output; 0 where both are 0."""
+        """The difference as a share of the largest output; 0 where both are 0, infinity where one is not finite."""
+        if not np.isfinite(self.max_abs + self.max_y):
+            return float("inf")
         return self.max_abs / self.max_y if self.max_y else (0.0 if self.max_abs == 0 else float("inf"))
 
 

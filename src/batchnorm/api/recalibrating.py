@@ -13,14 +13,16 @@ from batchnorm.analysis import recalibration
 from batchnorm.analysis.levels import Level, levels_of
 from batchnorm.analysis.recalibration import NOISY, Statistics
 from batchnorm.core import output
+from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Bench, Trace
 from batchnorm.core.record import LayerRecord
+from batchnorm.engines.randomness import random_state_kept
 from batchnorm.errors import ArgumentError, Refused
 
 from . import outcome
-from .checkpoints import Checkpoint, fingerprint
+from .checkpoints import Checkpoint, identity
 from .loading import chosen, hashed, load, opened
-from .passes import Gather, LocalRun, alone
+from .passes import Gather, LocalRun, alone, checkpoint_of, digest
 from .progress import Progress, Silent
 from .recalibrated import Moments, Recalibrated, Recalibration, Sides
 from .streams import Stream
@@ -267,6 +269,11 @@ def _from_data(
     given: Any, read: Any, records: Sequence[LayerRecord], stream: Stream | None, options: Options
 ) -> Outcome:
     assert stream is not None
+    with random_state_kept():  # a loader that shuffles draws from it
+        return _measured(given, read, records, stream, options)
+
+
+def _measured(given: Any, read: Any, records: Sequence[LayerRecord], stream: Stream, options: Options) -> Outcome:
     make = unrun(read)
     gather = _gather(options)
     if gather is alone:
@@ -275,7 +282,12 @@ def _from_data(
     names = {record.name for record in records}
     trainable = {record.name for record in bench.records if record.mode != "frozen"} - set(read.untouched)
     with bench.session():
-        return _Work(given, bench, stream, options, gather).outcome(names, trainable)
+
+        def key() -> str:
+            return identity(read, options.method, options.batch_size, stream.samples, sorted(names), digest(stream))
+
+        checkpoint = checkpoint_of(options.checkpoint, key, gather)
+        return _Work(given, bench, stream, options, gather, checkpoint).outcome(names, trainable)
 
 
 def _gather(options: Options) -> Gather:
@@ -289,15 +301,16 @@ def _gather(options: Options) -> Gather:
 class _Work:
     """One recalibration with data, inside the session of its bench."""
 
-    def __init__(self, given: Any, bench: Bench, stream: Stream, options: Options, gather: Gather) -> None:
+    def __init__(
+        self, given: Any, bench: Bench, stream: Stream, options: Options, gather: Gather, checkpoint: Checkpoint
+    ) -> None:
         self.given = given
         self.bench = bench
         self.stream = stream
         self.options = options
         self.gather = gather
         self.records = {record.name: record for record in bench.records}
-        settings = (options.method, options.batch_size, stream.samples)
-        self.checkpoint = Checkpoint(options.checkpoint, fingerprint(bench.records, *settings))
+        self.checkpoint = checkpoint
 
     def outcome(self, names: set[str], trainable: set[str]) -> Outcome:
         """Everything that is measured; the model is as before when the session ends."""
@@ -350,8 +363,8 @@ class _Work:
             missing = [name for name in reached if name not in moments]
             if missing:
                 raise ArgumentError(
-                    f"recalibrate: every batch gives {missing[0]} one element a channel, which has no variance in "
-                    "training mode. Give batches of at least 2 samples, or use --method sequential."
+                    f"recalibrate: every batch gives layer {missing[0]} one element a channel, which has no variance "
+                    "in training mode. Give batches of at least 2 samples, or use --method sequential."
                 )
             return {name: recalibration.statistics(self.records[name], moments[name]) for name in reached}, 1, 1.0
         levels = levels_of(trace.order, trace.feeds, set(reached))
@@ -359,8 +372,15 @@ class _Work:
         forwards = sum(max(share[name] for name in level.layers) for level in levels)
         self._announce(levels, forwards, trace)
         done = self.checkpoint.done
-        found = recalibration.sequential(run, levels, self.records, run.write, done, self.checkpoint.finished)
-        return found, len(levels), forwards
+        again = 0
+
+        def counted(layers: Collection[str], number: int, round: int) -> dict[str, Accumulator]:
+            nonlocal again
+            again += round > 0
+            return run(layers, number, round)
+
+        found = recalibration.sequential(counted, levels, self.records, run.write, done, self.checkpoint.finished)
+        return found, len(levels) + again, forwards + again
 
     def _announce(self, levels: Sequence[Level], forwards: float, trace: Trace) -> None:
         total = self.stream.batches
@@ -396,7 +416,7 @@ class _Work:
             notes.append(f"{left_out} samples in batches of one were left out: training mode has no variance of one.")
         if self.stream.skipped:
             notes.append(f"{self.stream.skipped} samples that are not finite were left out.")
-        if self.stream.is_once:
+        if self.stream.is_once and any(batch.labels is not None for batch in self.stream.head()):
             notes.append("data is an iterator: the accuracy is that of the first batches alone.")
         return tuple(notes)
 

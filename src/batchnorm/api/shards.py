@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from batchnorm.analysis import recalibration
 from batchnorm.analysis.levels import levels_of
 from batchnorm.analysis.recalibration import merged
@@ -16,9 +18,10 @@ from batchnorm.core import output
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Bench
 from batchnorm.core.output import replacing
+from batchnorm.engines.randomness import random_state_kept
 from batchnorm.errors import ArgumentError
 
-from .checkpoints import Checkpoint, fingerprint, moments_document, read_moments
+from .checkpoints import Checkpoint, identity, moments_document, read_moments
 from .passes import LocalRun
 from .progress import Progress, Silent
 from .recalibrated import Recalibration
@@ -85,14 +88,23 @@ def collect(
     told = progress or Silent()
     if method not in METHODS:
         raise ArgumentError(f"collect: method must be one-pass or sequential; got {method!r}.")
-    output.check(out, force=force)
     read = opened_model(model, weights, epsilon)
+    output.check_is_no_input(out, (read.path, *(() if weights is None else (weights,))))
+    output.check(out, force=force)
     reasons = left_alone(read, only, skip)
     names = {record.name for record in read.layers if record.name not in reasons}
     stream = Stream(data, batch_size, skip_nonfinite=skip_nonfinite, who="collect")
+    with random_state_kept():  # a loader that shuffles draws from it
+        shard = _collected(read, stream, names, method, level, told)
+    with replacing(out, force=force) as temporary:
+        temporary.write_text(json.dumps(_document(shard)), "utf-8")
+    return shard
+
+
+def _collected(read: Any, stream: Stream, names: set[str], method: str, level: int, told: Progress) -> Shard:
     stream.head()
     bench: Bench = unrun(read)()
-    key = fingerprint([record.replace(moving_mean=None, moving_variance=None) for record in bench.records], method)
+    key = identity(read)
     with bench.session():
         training = frozenset(names) if method == "one-pass" else frozenset[str]()
         run = LocalRun(bench, stream, told.step, Checkpoint(None, key), training=training)
@@ -109,10 +121,7 @@ def collect(
             raise ArgumentError(f"collect: --level must be between 1 and {len(levels)}; got {level}.")
         told.begin(f"collect: level {level} of {len(levels)}, {len(levels[level - 1])} layers.", stream.samples)
         moments = run(levels[level - 1], level - 1, 0)
-    shard = Shard(key, method, level, len(levels), stream.samples or 0, moments)
-    with replacing(out, force=force) as temporary:
-        temporary.write_text(json.dumps(_document(shard)), "utf-8")
-    return shard
+    return Shard(key, method, level, len(levels), stream.samples or 0, moments)
 
 
 def merge(
@@ -137,21 +146,22 @@ def merge(
     ------
     ArgumentError
         No shard, one that is damaged, is given twice, or is of another model, method or level.
+
+    Notes
+    -----
+    The model is the one that `collect` was given, with the same weights and statistics: what it measured belongs to
+    them. A copy of a shard is the same part of the data, and refused as that.
     """
     read = opened_model(model, weights, epsilon)
     template: Any = None if weights is None else opened_model(weights, None, epsilon)
     if out is not None:
+        output.check_is_no_input(out, shards)
         output.check(out, source=read.path if template is None else template.path, force=force)
-    parts = [_read(Path(path)) for path in _distinct(shards)]
+    parts = _read_all(shards)
+    _check_model(read, parts[0], shards[0])
     first = parts[0]
-    bad = next((place for place, each in enumerate(parts) if _kind(each) != _kind(first)), None)
-    if bad is not None:
-        raise ArgumentError(f"merge: {shards[bad]} is of another model, method or level than {shards[0]}.")
     moments = merged([each.moments for each in parts])
     records = {record.name: record for record in read.layers}
-    unknown = [name for name in moments if name not in records]
-    if unknown:
-        raise ArgumentError(f"merge: the shards measured {unknown[0]!r}, which {read.path} does not hold.")
     found = {name: recalibration.statistics(records[name], each) for name, each in moments.items()}
     put(read, template, {name: (each.mean, each.variance) for name, each in found.items()}, out, force)
     notes: tuple[str, ...] = ()
@@ -167,18 +177,41 @@ def _document(shard: Shard) -> dict[str, Any]:
     return {"schema": SCHEMA, **held, "moments": moments_document(shard.moments)}
 
 
+def _read_all(shards: Sequence[str | os.PathLike[str]]) -> list[Shard]:
+    """The shards, each once, all of one model, method and level."""
+    places = [Path(each) for each in shards]
+    if not places:
+        raise ArgumentError("merge: no shard. Give the files that collect wrote.")
+    parts: list[Shard] = []
+    seen: dict[str, Path] = {}
+    for place in places:
+        part = _read(place)
+        content = json.dumps(_document(part))
+        if content in seen:
+            same = "" if seen[content] == place else f", also as {seen[content]}"
+            raise ArgumentError(f"merge: {place} is given twice{same}; each part of the data counts once.")
+        seen[content] = place
+        parts.append(part)
+        if _kind(part) != _kind(parts[0]):
+            raise ArgumentError(f"merge: {place} is of another model, method or level than {places[0]}.")
+    return parts
+
+
 def _kind(shard: Shard) -> tuple[Any, ...]:
     return shard.key, shard.method, shard.level, frozenset(shard.moments)
 
 
-def _distinct(shards: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    places = [Path(each) for each in shards]
-    if not places:
-        raise ArgumentError("merge: no shard. Give the files that collect wrote.")
-    twice = next((place for place in places if places.count(place) > 1), None)
-    if twice is not None:
-        raise ArgumentError(f"merge: {twice} is given twice; each part of the data counts once.")
-    return places
+def _check_model(read: Any, shard: Shard, place: str | os.PathLike[str]) -> None:
+    records = {record.name: record for record in read.layers}
+    unknown = [name for name in shard.moments if name not in records]
+    if unknown:
+        raise ArgumentError(f"merge: the shards measured {unknown[0]!r}, which {read.path} does not hold.")
+    odd = [name for name, each in shard.moments.items() if np.shape(each.mean) != (records[name].channels,)]
+    if odd or shard.key != identity(read):
+        raise ArgumentError(
+            f"merge: {place} was measured on another model than {read.path}, or on other weights or statistics of it. "
+            "Give the model that collect was given."
+        )
 
 
 def _read(path: Path) -> Shard:
@@ -187,8 +220,9 @@ def _read(path: Path) -> Shard:
         if held["schema"] != SCHEMA:
             raise ValueError(held["schema"])
         moments = read_moments(held["moments"])
-        return Shard(held["key"], held["method"], held["level"], held["levels"], held["samples"], moments)
+        level, levels, samples = (int(held[name]) for name in ("level", "levels", "samples"))
+        return Shard(str(held["key"]), str(held["method"]), level, levels, samples, moments)
     except OSError as error:
         raise ArgumentError(f"merge: {path} cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(f"merge: {path} is no file that collect wrote ({type(error).__name__}).") from None
+        raise ArgumentError(f"merge: {path} is no file that collect wrote ({type(error).__name__}: {error}).") from None

@@ -96,6 +96,13 @@ def opened(model: str, epsilon: float | str | None = None, trust: bool = False, 
     return load(given, epsilon=epsilon, trust=trust, weights=weights)
 
 
+def not_over(out: str, *inputs: str | None) -> None:
+    """Refuse to write over the data that are read."""
+    from batchnorm.core import output
+
+    output.check_is_no_input(out, [each for each in inputs if each is not None])
+
+
 @contextlib.contextmanager
 def stdout_kept() -> Generator[None]:
     """What a user's own module or an engine prints goes to stderr: stdout is the answer's alone."""

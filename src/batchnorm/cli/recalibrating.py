@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .options import MODEL_HELP, model_options, output_options, show, stdout_kept
+from .options import MODEL_HELP, model_options, not_over, output_options, show, stdout_kept
 from .program import CLEAN, FINDINGS, program
 
 DATA_HELP = ".npy, .npz, or package.module:name, an iterable of batches: arrays, tuples (x, labels), dicts of inputs."
@@ -61,6 +61,7 @@ def recalibrate_command(
     from batchnorm.api.progress import Terminal
     from batchnorm.api.recalibrating import recalibrate
 
+    not_over(asked["out"], data, labels)
     progress = Terminal()
     with stdout_kept(), contextlib.closing(_Ending(progress)):
         found = recalibrate(
@@ -123,6 +124,7 @@ def collect_command(
     from batchnorm.api.progress import Terminal
     from batchnorm.api.shards import collect
 
+    not_over(asked["out"], data)
     progress = Terminal()
     with stdout_kept(), contextlib.closing(_Ending(progress)):
         given = subject(model, eps, trust)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from batchnorm.errors import ArgumentError
 
-__all__ = ["check", "replacing"]
+__all__ = ["check", "check_is_no_input", "replacing"]
+
+Place = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def replacing(
-    path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None = None, force: bool = False
-) -> Generator[Path]:
+def replacing(path: Place, *, source: Place | None = None, force: bool = False, option: str = "-o") -> Generator[Path]:
     """A temporary path beside ``path``, which gets its name when the block ends, and is removed when it fails.
 
     Parameters
@@ -27,49 +27,61 @@ def replacing(
         What it was made from, which is never overwritten.
     force : bool
         Replace what is there.
+    option : str
+        What a user gave the path with; it begins the messages.
 
     Raises
     ------
     ArgumentError
-        It is the source; it exists and ``force`` is not given; its folder cannot be written, or is full.
+        It is the source, or a folder; it exists and ``force`` is not given; its folder cannot be written, or is full.
     """
-    check(path, source=source, force=force)
+    check(path, source=source, force=force, option=option)
     place = Path(path)
     # The ending stays, as some writers choose by it.
     temporary = place.with_name(f".{place.stem}.{os.getpid()}.part{place.suffix}")
     try:
         yield temporary
-        _put(temporary, place)
+        temporary.replace(place)
     except OSError as error:
-        raise ArgumentError(f"-o: cannot write {place} ({error.strerror or error}).") from error
+        raise ArgumentError(f"{option}: cannot write {place} ({error.strerror or error}).") from error
     finally:
         _remove(temporary)
 
 
-def check(path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None = None, force: bool = False) -> None:
-    """Refuse what `replacing` would refuse, before any work is done for it.
+def check(path: Place, *, source: Place | None = None, force: bool = False, option: str = "-o") -> None:
+    """Refuse what `replacing` would refuse, before any work is done for it; ``option`` begins the message.
 
     Raises
     ------
     ArgumentError
-        It is the source; it exists and ``force`` is not given; its folder is not there or cannot be written.
+        It is the source, or a folder; it exists and ``force`` is not given; its folder is not there or cannot be
+        written.
     """
     place = Path(path)
-    if source is not None and place.exists() and Path(source).exists() and place.samefile(source):
-        raise ArgumentError(f"-o: {place} is the input, which is never overwritten; give another path.")
+    check_is_no_input(place, () if source is None else (source,))
+    if place.is_dir():
+        raise ArgumentError(f"{option}: {place} is a folder, which is never replaced; give a name that is not there.")
     if place.exists() and not force:
-        raise ArgumentError(f"-o: {place} exists; pass --force to replace it.")
+        raise ArgumentError(f"{option}: {place} exists; pass --force to replace it.")
     folder = place.parent
     if not folder.is_dir():
-        raise ArgumentError(f"-o: cannot write {place} (No such file or directory: {folder}).")
+        raise ArgumentError(f"{option}: cannot write {place} (No such file or directory: {folder}).")
     if not os.access(folder, os.W_OK):
-        raise ArgumentError(f"-o: cannot write {place} (the folder {folder} is not writable).")
+        raise ArgumentError(f"{option}: cannot write {place} (the folder {folder} is not writable).")
 
 
-def _put(temporary: Path, place: Path) -> None:
-    if place.is_dir():  # a folder cannot be replaced in one step
-        _remove(place)
-    temporary.replace(place)
+def check_is_no_input(path: Place, sources: Iterable[Place]) -> None:
+    """Refuse to write over what is read, whatever name or link leads there.
+
+    Raises
+    ------
+    ArgumentError
+        The path is one of the sources.
+    """
+    place = Path(path)
+    for source in sources if place.exists() else ():
+        if Path(source).exists() and place.samefile(source):
+            raise ArgumentError(f"-o: {place} is the input, which is never overwritten; give another path.")
 
 
 def _remove(place: Path) -> None:

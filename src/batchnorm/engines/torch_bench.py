@@ -228,7 +228,8 @@ def save(model: Any, modules: Mapping[str, Any], path: pathlib.Path, statistics:
         commit(modules, statistics)
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        require("safetensors.torch", "torch", "Writing .safetensors files").save_file(state, path)
+        # Through Python's own file, whose errors say what they are: a full disk is none of the model's.
+        path.write_bytes(require("safetensors.torch", "torch", "Writing .safetensors files").save(state))
     else:
         torch.save(state, path)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from batchnorm.engines.keras import array_of
 from batchnorm.engines.randomness import random_state_kept
-from batchnorm.errors import Refused
+from batchnorm.errors import Refused, require
 
 from .change import Change
 from .keras_config import Config, class_name, settings_of
 
-__all__ = ["folded"]
+__all__ = ["folded", "save"]
 
 Path = tuple[str, ...]
 TRAINING = ("compile_config",)
@@ -43,6 +44,23 @@ def folded(model: Any, changes: Sequence[Change]) -> Any:
         ) from error
     _copy_weights(keras, model, made, {tuple(change.operation.settings["path"]): change for change in changes}, gone)
     return made
+
+
+def save(model: Any, place: pathlib.Path) -> None:
+    """Write a model as Keras does.
+
+    HDF5's library crashes the process where a disk is full: it writes into memory, and Python into the file.
+    """
+    if place.suffix == ".keras":
+        model.save(place)
+        return
+    h5py: Any = require("h5py", "keras", "Writing .h5 files")
+    form: Any = require("keras.src.legacy.saving.legacy_h5_format", "keras", "Writing .h5 files")
+    with h5py.File(place.name, "w", driver="core", backing_store=False) as held:
+        form.save_model_to_hdf5(model, held, include_optimizer=False)
+        held.flush()
+        image = held.id.get_file_image()
+    place.write_bytes(image)
 
 
 def _edit(item: Config, path: Path, gone: set[Path], biased: set[Path]) -> None:

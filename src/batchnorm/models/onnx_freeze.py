@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batchnorm.errors import ArgumentError, ModelFileError, require
+from batchnorm.errors import ModelFileError, require
+
+from .onnx_beside import copied
 
 __all__ = ["freeze", "without_data", "write"]
 
@@ -31,28 +32,15 @@ def without_data(path: str) -> Any:
 
 
 def write(model: Any, source: str, goal: Path, place: Path) -> None:
-    """Write a model whose other files, if it has any, are found beside it.
+    """Write a model to ``place``, which will be ``goal``; its other files, if it has any, are copied beside it.
 
     Raises
     ------
-    ArgumentError
-        A file of that name lies there already, and it is another one.
+    Refused
+        See `batchnorm.models.onnx_beside.copied`.
     """
-    for name in _locations(model):
-        theirs, ours = Path(source).parent / name, goal.parent / name
-        if ours.exists() and not ours.samefile(theirs):
-            raise ArgumentError(f"-o: {ours} is in the way: the model keeps its arrays in a file of that name.")
-        if not ours.exists():
-            ours.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(theirs, ours)
-    place.write_bytes(model.SerializeToString())
-
-
-def _locations(model: Any) -> list[str]:
-    helper: Any = require("onnx.external_data_helper", "onnx", PURPOSE)
-    tensors = [each for each in helper._get_all_tensors(model) if helper.uses_external_data(each)]
-    found = {entry.value: None for each in tensors for entry in each.external_data if entry.key == "location"}
-    return list(found)
+    with copied(model, Path(source), goal):
+        place.write_bytes(model.SerializeToString())
 
 
 def freeze(model: Any) -> dict[str, str | None]:

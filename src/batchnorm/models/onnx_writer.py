@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import filecmp
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused, require
 
 from .modelfile import Pairs, rounded
+from .onnx_beside import copied
 
 __all__ = ["shared", "write"]
 
@@ -54,9 +53,8 @@ def write(
         own = [nodes[output] for output in calls[name]]
         for place, values in zip((MEAN, VARIANCE), pair, strict=True):
             _put(onnx, model, own, place, rounded(known[name], values))
-    if held is None:
-        _copy_beside(onnx, model, Path(path), target)
-    target.write_bytes(model.SerializeToString())
+    with nullcontext() if held is not None else copied(model, Path(path), target):
+        target.write_bytes(model.SerializeToString())
 
 
 def shared(records: Iterable[LayerRecord], inputs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
@@ -112,20 +110,3 @@ def _new_name(graph: Any, name: str) -> str:
     while f"{name}#{number}" in taken:
         number += 1
     return f"{name}#{number}"
-
-
-def _copy_beside(onnx: Any, model: Any, source: Path, target: Path) -> None:
-    if source.resolve().parent == target.resolve().parent:
-        return
-    external = onnx.TensorProto.EXTERNAL
-    tensors = [each for each in model.graph.initializer if each.data_location == external]
-    places = {entry.value for each in tensors for entry in each.external_data if entry.key == "location"}
-    for place in sorted(places):
-        if os.path.isabs(place) or ".." in Path(place).parts:
-            raise Refused(f"{source}: its data lie at {place!r}, outside its folder, and are not copied.")
-        old, new = source.parent / place, target.parent / place
-        if new.exists() and not filecmp.cmp(old, new, shallow=False):
-            raise Refused(f"{new} is there and is not the data of {source}. Write into an empty folder.")
-        if not new.exists():
-            new.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(old, new)
