@@ -48,7 +48,7 @@ class Gaps:
         for place, stream in self._streams.items():
             calls = captured.get(self._records[place].name, ())
             if calls:
-                stream.add(calls, samples)
+                stream.add(calls, samples, getattr(captured, "masks", {}).get(self._records[place].name, ()))
 
     def first(self) -> Gap | None:
         """The first layer, in the order of the data's way, where the stored statistics are not this data's."""

@@ -34,7 +34,7 @@ class Batch:
     start, samples : int
         The number of its first sample in the data, counted from 0, and how many it holds.
     padding : array or None
-        ``mask`` or ``lengths`` that lay beside the inputs; see `padding`.
+        ``mask`` (bool) or ``lengths`` (int) that lay beside the inputs, once they are taken out of them.
     """
 
     inputs: Any

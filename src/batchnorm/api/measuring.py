@@ -22,6 +22,7 @@ from batchnorm.errors import ArgumentError, BatchnormError
 from .batches import Batch, Batches
 from .findings import Accuracy
 from .labels import floats, hits
+from .padding import told, without_padding
 
 __all__ = ["Run", "run_on"]
 
@@ -57,10 +58,11 @@ def run_on(model: Model, batches: Batches, batched: bool, *, labelled: bool = Fa
     streams = {record.name: Stream(record, batched) for record in records}
     score, kept, samples, number = _Score(model), _Kept(), 0, 0
     with score:
-        for batch in batches:
+        for batch in without_padding(model, batches, "check"):
             outputs, captured = model.run(batch.inputs, capture=list(streams))
+            padding, masks = told(batch, captured), getattr(captured, "masks", {})
             for name, stream in streams.items():
-                stream.add(captured.pop(name, []), batch.samples)
+                stream.add(captured.pop(name, []), batch.samples, masks.get(name, ()), padding)
             score.add(batch, outputs)
             kept.add(batch)
             samples, number = samples + batch.samples, number + 1

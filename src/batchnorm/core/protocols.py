@@ -9,10 +9,27 @@ from numpy.typing import NDArray
 
 from .record import LayerRecord
 
-__all__ = ["Capture", "Model"]
+__all__ = ["Capture", "Masked", "Model"]
 
 Capture = dict[str, list[tuple[NDArray[Any], NDArray[Any]]]]
 """Layer name -> (input, output) of each of its calls, in the order of the calls."""
+
+
+class Masked(dict[str, list[tuple[NDArray[Any], NDArray[Any]]]]):
+    """A `Capture` that also tells which positions hold no data.
+
+    Attributes
+    ----------
+    masks : dict
+        Layer name -> for each call the mask that the layer itself was given, True where it counts, or None.
+    padding : array or None
+        The positions that the model itself takes for data, one row a sample, whatever its layers make of that.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__({name: [] for name in names})
+        self.masks: dict[str, list[NDArray[Any] | None]] = {name: [] for name in names}
+        self.padding: NDArray[Any] | None = None
 
 
 @runtime_checkable

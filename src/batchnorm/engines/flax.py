@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from batchnorm.core.protocols import Capture
+from batchnorm.core.protocols import Capture, Masked
 from batchnorm.errors import ArgumentError, require
 
 from .randomness import random_state_kept
@@ -60,21 +60,23 @@ def run_module(
     copied: Any = nnx.clone(model)
     copied.eval()
     modules = dict(nnx.iter_modules(copied))
-    captured: Capture = {name: [] for name in capture}
+    captured = Masked(capture)
     for name in captured:
-        _record(modules[layers[name]], captured[name])
+        _record(name, modules[layers[name]], captured)
     with random_state_kept():
         outputs = _called(copied, type(model).__name__, x)
     return _arrays(outputs), captured
 
 
-def _record(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> None:
+def _record(name: str, layer: Any, captured: Masked) -> None:
     """Note each call of a layer. Python looks ``__call__`` up in the class, so the copy gets a class of its own."""
     kind: Any = layer.__class__
 
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         y: Any = kind.__call__(self, x, *args, **kwargs)
-        calls.append((np.array(x), np.array(y)))
+        mask = kwargs.get("mask")
+        captured[name].append((np.array(x), np.array(y)))
+        captured.masks[name].append(None if mask is None else np.array(mask, bool))
         return y
 
     layer.__class__ = type(kind.__name__, (kind,), {"__call__": call})

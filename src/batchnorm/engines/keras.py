@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, cast
@@ -13,9 +13,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from batchnorm.core.protocols import Capture
+from batchnorm.core.protocols import Capture, Masked
 from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refused, UnknownLayer, require
 
+from .keras_calls import mask_of, padding_seen, replaced_call
 from .keras_state import called, same_variables
 from .randomness import random_state_kept
 from .session import Input, structured
@@ -85,11 +86,12 @@ def run_live(
     if unknown:
         some = ", ".join(map(repr, list(known)[:10])) + (", ..." if len(known) > 10 else "")
         raise UnknownLayer(f"the model in Keras has no batch normalization {unknown[0]!r}; it has {some or 'none'}")
-    captured: Capture = {name: [] for name in capture}
+    captured = Masked(capture)
     inputs = given_inputs(model, x)
     with same_variables(model), contextlib.ExitStack() as stack:
         for name in captured:
-            stack.enter_context(_recorded(name, known[name], captured[name]))
+            stack.enter_context(_recorded(name, known[name], captured))
+        stack.enter_context(padding_seen(model, captured, array_of))
         outputs = called(model, inputs)
     return arrays(outputs), captured
 
@@ -204,28 +206,14 @@ def _children(layer: Any) -> list[Any]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-@contextlib.contextmanager
-def replaced_call(layer: Any, call: Callable[..., Any]) -> Generator[None]:
-    """For the time of a run another ``call`` of one layer; its class and its other instances stay as they are."""
-    own = cast("dict[str, Any]", vars(layer)).get("call")
-    # Straight into the instance: Keras' own __setattr__ tracks and locks what it is given.
-    object.__setattr__(layer, "call", call)
-    try:
-        yield
-    finally:
-        if own is None:
-            object.__delattr__(layer, "call")
-        else:
-            object.__setattr__(layer, "call", own)
-
-
-def _recorded(name: str, layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> AbstractContextManager[None]:
+def _recorded(name: str, layer: Any, captured: Masked) -> AbstractContextManager[None]:
     original: Callable[..., Any] = layer.call
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs = original(*args, **kwargs)
         try:
-            calls.append((array_of(args[0] if args else kwargs["inputs"]), array_of(outputs)))
+            captured[name].append((array_of(args[0] if args else kwargs["inputs"]), array_of(outputs)))
+            captured.masks[name].append(mask_of(args, kwargs, array_of))
         except Exception as error:
             raise Refused(
                 f"{name}: Keras calls this layer on a symbolic tensor ({type(error).__name__}), which has no values to "

@@ -12,9 +12,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from batchnorm.core.protocols import Capture
+from batchnorm.core.protocols import Capture, Masked
 from batchnorm.errors import ArgumentError, BatchnormError, require
 
 from .session import printable, require_layers, structured
@@ -65,12 +64,12 @@ def run_module(
     known = dict(model.named_modules()) if layers is None else dict(layers)
     require_layers(capture, list(known), "PyTorch")
     positional, named = arguments(torch, model, x)
-    captured: Capture = {name: [] for name in capture}
+    captured = Masked(capture)
     with unchanged(model), torch.no_grad(), contextlib.ExitStack() as stack:
         for module in model.modules():
             module.training = False  # not eval(), which a class may have made its own
         for name in captured:
-            stack.enter_context(_recorded(known[name], captured[name]))
+            stack.enter_context(_recorded(name, known[name], captured))
         outputs = called(model, positional, named)
     return arrays(torch, outputs), captured
 
@@ -160,11 +159,14 @@ def _converter(torch: Any, model: Any) -> Callable[[Any], Any]:
 
 
 @contextlib.contextmanager
-def _recorded(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Generator[None]:
+def _recorded(name: str, layer: Any, captured: Masked) -> Generator[None]:
     """Each call of a layer; where it hands its result to a module of its own (an activation), that is its output."""
     waiting: list[list[Any]] = []
 
     def before(_module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        mask = named.get("mask", arguments[1] if len(arguments) > 1 else None)
+        is_mask = str(getattr(mask, "dtype", "")) == "torch.bool"
+        captured.masks[name].append(array_of(mask) if is_mask else None)
         waiting.append([array_of((*arguments, *named.values())[0]), None])
 
     def inside(_module: Any, arguments: tuple[Any, ...]) -> None:
@@ -173,7 +175,7 @@ def _recorded(layer: Any, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> Gen
 
     def after(_module: Any, _arguments: Any, output: Any) -> None:
         entry, leave = waiting.pop()
-        calls.append((entry, array_of(output) if leave is None else leave))
+        captured[name].append((entry, array_of(output) if leave is None else leave))
 
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
     handles += [child.register_forward_pre_hook(inside) for child in layer.children()]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import batchnorm as bn
 from batchnorm.analysis.rules import Subject, apply
 from batchnorm.analysis.rules.effect import effect, shares
 from batchnorm.analysis.rules.inputs import CHANGES, changed
@@ -122,6 +123,50 @@ def test_shares_of_small_batches_and_of_the_divisor():
     # An array has no batch size, and so no such causes.
     alone = shares(within, measured(within, np.concatenate(batches)))
     assert alone["small_batch"] == alone["divisor"] == 0
+
+
+def trained(draws, steps, **settings):
+    """A layer of the library that went through a training with one thing wrong, as `check` reads it."""
+    live = bn.BatchNormalization(name="bn", **settings)
+    for step in range(steps):
+        live(draws(step), training=True)
+    return bn.load(live).layers[0]
+
+
+def correlated(seed, samples):
+    """Samples whose 30 elements say nearly the same, as neighbouring pixels do."""
+    return np.repeat(draw(seed, samples, 1, CHANNELS), 30, axis=1) + draw(seed + 10**6, samples, 30, CHANNELS, sd=0.1)
+
+
+PLANTED = {
+    "initial_value": (lambda n: draw(n, 64, CHANNELS, mean=2, sd=3), 50, lambda n: draw(n, 64, CHANNELS, mean=2, sd=3)),
+    "data_shift": (lambda n: draw(n, 64, CHANNELS), 1500, lambda n: draw(n, 64, CHANNELS, mean=1)),
+    "small_batch": (lambda n: correlated(n, 1), 1500, lambda n: correlated(n, 1)),
+    "divisor": (lambda n: draw(n, 2, CHANNELS), 1500, lambda n: draw(n, 2, CHANNELS)),
+}
+
+
+@pytest.mark.parametrize("cause", PLANTED)
+def test_a_cause_that_was_trained_in_alone_has_most_of_the_gap(cause):
+    draws, steps, given = PLANTED[cause]
+    one = trained(draws, steps)
+    seen = measured(one, *(given(5000 + n) for n in range(400)), batched=True)
+    found = shares(one, seen)
+    assert sum(found.values()) == pytest.approx(1)
+    assert found[cause] > 0.8
+    assert found["epsilon"] == 0
+    # A divisor alone halves a variance at most: 1 - sqrt(1/2) = .29.
+    assert effect(one, seen).size > (0.25 if cause == "divisor" else 0.5)
+
+
+def test_epsilon_cannot_part_the_modes():
+    """Whatever it is, both modes add the same one: with the statistics of the data there is no gap to share out."""
+    x = draw(3, 4000, CHANNELS, mean=1, sd=0.05)
+    for epsilon in (1e-7, 1e-3, 1.0):
+        one = layer(mean=float(x.mean()), variance=float(x.var()), epsilon=epsilon)
+        how = effect(one, measured(one, x))
+        assert how.size < 0.05
+        assert not how.significant
 
 
 def test_batch_too_small():

@@ -16,6 +16,7 @@ from .effect import SHOWS, Effect, effect, shares
 from .finding import Hit, Subject
 from .inputs import CHANGES, EXPLAINS
 from .measured import Measured, Measurements
+from .padding import Padding
 
 __all__ = ["batch_too_small", "dead_on_data", "gaps", "input_scale", "padding_in_statistics", "train_inference_gap"]
 
@@ -25,6 +26,20 @@ NOISY, VERY_NOISY = 0.25, 0.5
 """Of the batch variance: at 25 % the output's scale moves by an eighth from batch to batch, at 50 % by a quarter."""
 PADDING_MOVES = 0.4
 """Standard deviations: less is what a change of the sequences' lengths does anyway."""
+TAKE_A_MASK = (
+    "Give the layer the mask, layer(x, mask=mask): Keras' and Flax' own take one, for PyTorch there is "
+    "batchnorm.torch.BatchNorm1d. Or pack the sequences. Then estimate the statistics anew:"
+)
+PADDED = {
+    "data": (", as mask or lengths tell", TAKE_A_MASK),
+    "model": (", as the model's own mask tells, which a layer before this one loses", TAKE_A_MASK),
+    "layer": (
+        ", as the mask tells that the layer gets",
+        "The layer leaves padding out of a batch's statistics; its stored statistics are older. Estimate them anew:",
+    ),
+    "seen": (" at their end", TAKE_A_MASK),
+}
+"""How padding is known -> what to say of it, and the way out."""
 ENOUGH_TO_BE_DEAD = 32
 CAUSES = {
     "initial_value": "the initial value that is left in",
@@ -215,36 +230,41 @@ def padding_in_statistics(subject: Subject) -> Iterable[Hit]:
     for record in subject.records:
         seen = subject.data.layers.get(record.name)
         if seen is not None and seen.padding is not None and of.held(record):
-            hit = _padded(record, seen)
+            hit = _padded(record, seen.padding)
             if hit is not None:
                 yield hit
 
 
-def _padded(record: LayerRecord, seen: Measured) -> Hit | None:
-    assert seen.padding is not None
-    data, epsilon = seen.padding.data, record.epsilon or 0.0
+def _padded(record: LayerRecord, seen: Padding) -> Hit | None:
+    data, whole, epsilon = seen.data, seen.whole, record.epsilon or 0.0
     s = np.sqrt(data.variance(0) + epsilon)
+    of_whole = np.sqrt(whole.variance(0) + epsilon)
     with np.errstate(all="ignore"):
-        moved = _apart(seen.mean, seen.variance, data.mean, s, epsilon)
+        moved = _apart(whole.mean, whole.variance(0), data.mean, s, epsilon)
         stored = _apart(of.mean(record), of.variance(record), data.mean, s, epsilon)
-        from_padded = _apart(of.mean(record), of.variance(record), seen.mean, np.sqrt(seen.variance + epsilon), epsilon)
+        from_padded = _apart(of.mean(record), of.variance(record), whole.mean, of_whole, epsilon)
     # The stored statistics are nearer to those with padding than to those without.
     if not moved >= PADDING_MOVES or not from_padded < stored:
         return None
+    told, remedy = PADDED[seen.source]
+    padded = count(seen.sequences, "sequence")
     return Hit(
         level="warning",
         layer=record.name,
         message=(
-            f"{count(seen.padding.sequences, 'sequence')} end in padding ({percent(seen.padding.share)} of all "
-            f"positions), which is in the statistics and moves them by {brief(moved, 3)} standard deviations."
+            f"{padded} {'is' if seen.sequences == 1 else 'are'} padded{told}: {percent(seen.share)} of all positions. "
+            f"The padding is in the statistics and moves them by {brief(moved, 3)} standard deviations."
         ),
         short=f"padding moves the statistics by {brief(moved, 2)} standard deviations",
-        remedy=(
-            "Pass the layer a mask (batchnorm.keras.BatchNormalization and batchnorm.torch take one), or pack the "
-            f"sequences; then {RECALIBRATE}."
-        ),
-        code=f"{IN_CODE} with a layer that takes the mask",
-        evidence={"share": seen.padding.share, "moves": moved, "sequences": seen.padding.sequences},
+        remedy=f"{remedy} {RECALIBRATE}.",
+        code=f"{remedy} {IN_CODE}",
+        evidence={
+            "share": seen.share,
+            "moves": moved,
+            "stored_off_data": stored,
+            "sequences": seen.sequences,
+            "source": seen.source,
+        },
     )
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.plan import mask_shape
 from batchnorm.core.record import LayerRecord
+from batchnorm.errors import ArgumentError
 
-from .padding import Padding, PaddingSeen
+from .padding import Padding, PaddingSeen, Told
 
 __all__ = ["Measured", "Measurements", "Stream"]
 
@@ -107,22 +109,38 @@ class Stream:
         self._highest: Array | None = None
         self._padding = PaddingSeen(record)
 
-    def add(self, calls: Sequence[tuple[NDArray[Any], NDArray[Any]]], samples: int) -> None:
-        """The inputs and outputs of a layer's calls on one batch of so many samples."""
+    def add(
+        self,
+        calls: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+        samples: int,
+        masks: Sequence[NDArray[Any] | None] = (),
+        told: Told | None = None,
+    ) -> None:
+        """The inputs and outputs of a layer's calls on one batch of so many samples.
+
+        ``masks`` are what the layer itself leaves out of its statistics, call by call; ``told`` is what is known of the
+        padding, whatever the layer makes of it.
+        """
         whole: Accumulator | None = None
         for place, (x, y) in enumerate(calls):
-            rows = self._rows(x, samples)
-            moments = Accumulator.of(rows, -1)
+            last = self._channels_last(x)
+            own = self._own(masks[place] if place < len(masks) else None, x)
+            known = own if own is not None or told is None else told.at(last.shape[:-1])
+            self._padding.add(last, known, "layer" if own is not None or told is None else told.source)
+            rows, keep = self._rows(last, own, samples, 0 not in self._kept_axes(x.ndim))
+            table = rows.reshape(-1, self._record.channels) if keep is None else rows[keep]
+            if not len(table):
+                continue  # padding through and through
+            moments = Accumulator.of(table, -1)
             whole = moments if whole is None else whole.merge(moments)
             if place == len(self._calls):
                 self._calls.append(moments)
             else:
                 self._calls[place] = self._calls[place].merge(moments)
-            self._per_sample(rows)
-            self._padding.add(x)
-            self._low = np.minimum(self._low, rows.min(axis=(0, 1)))
-            self._high = np.maximum(self._high, rows.max(axis=(0, 1)))
-            top = self._rows(y, samples).max(axis=(0, 1))
+            self._per_sample(rows, keep)
+            self._low = np.minimum(self._low, table.min(axis=0))
+            self._high = np.maximum(self._high, table.max(axis=0))
+            top = self._channels_last(y).reshape(-1, self._record.channels).max(axis=0)
             self._highest = top if self._highest is None else np.maximum(self._highest, top)
         if whole is None:
             return
@@ -132,20 +150,46 @@ class Stream:
         one = Accumulator(1, whole.variance(0), np.zeros(self._record.channels))
         self._batches[samples] = self._batches[samples].merge(one) if samples in self._batches else one
 
-    def _rows(self, x: NDArray[Any], samples: int) -> Array:
-        """Shape (samples, elements of a sample, channels)."""
+    def _kept_axes(self, ndim: int) -> tuple[int, ...]:
         axes = self._record.axis if isinstance(self._record.axis, tuple) else (self._record.axis,)
-        kept = tuple(sorted(axis % x.ndim for axis in axes))
-        last = np.moveaxis(np.asarray(x).astype(np.float64), kept, tuple(range(-len(kept), 0)))
-        table = last.reshape(-1, self._record.channels)
-        whole = samples > 0 and len(table) % samples == 0 and 0 not in kept
-        return table.reshape(samples if whole else len(table), -1, self._record.channels)
+        return tuple(sorted(axis % ndim for axis in axes))
 
-    def _per_sample(self, rows: Array) -> None:
-        origin: Array = rows.mean(axis=(0, 1)) if self._origin is None else self._origin
+    def _channels_last(self, x: NDArray[Any]) -> Array:
+        """Shape (positions..., channels)."""
+        kept = self._kept_axes(x.ndim)
+        last = np.moveaxis(np.asarray(x).astype(np.float64), kept, tuple(range(-len(kept), 0)))
+        return last.reshape(*last.shape[: last.ndim - len(kept)], self._record.channels)
+
+    def _own(self, mask: NDArray[Any] | None, x: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """A layer's own mask over its positions."""
+        if mask is None:
+            return None
+        kept = self._kept_axes(x.ndim)
+        try:
+            aligned, _ = mask_shape(mask.shape, x.shape, kept)
+        except ArgumentError:
+            aligned = (1,) * (x.ndim - mask.ndim) + mask.shape  # Flax' own, which may differ from channel to channel
+        whole = np.moveaxis(np.broadcast_to(mask.reshape(aligned), x.shape), kept, tuple(range(-len(kept), 0)))
+        return np.all(whole.reshape(*whole.shape[: whole.ndim - len(kept)], -1), axis=-1)
+
+    def _rows(
+        self, last: Array, own: NDArray[np.bool_] | None, samples: int, batch_first: bool
+    ) -> tuple[Array, NDArray[np.bool_] | None]:
+        """Shape (samples, elements of a sample, channels), and which of them count."""
+        table = last.reshape(-1, self._record.channels)
+        whole = samples > 0 and len(table) % samples == 0 and batch_first
+        rows = table.reshape(samples if whole else len(table), -1, self._record.channels)
+        return rows, None if own is None else own.reshape(rows.shape[:2])
+
+    def _per_sample(self, rows: Array, keep: NDArray[np.bool_] | None) -> None:
+        counted: Any = True
+        if keep is not None:
+            some = keep.any(axis=1)
+            rows, counted = rows[some], keep[some][..., None]
+        origin: Array = rows.mean(axis=(0, 1), where=counted) if self._origin is None else self._origin
         self._origin = origin
         distance = rows - origin
-        first, second = distance.mean(axis=1), (distance**2).mean(axis=1)
+        first, second = distance.mean(axis=1, where=counted), (distance**2).mean(axis=1, where=counted)
         # Side by side with their sum: its variance gives the covariance of the two.
         found = Accumulator.of(np.concatenate([first, second, first + second], axis=1), -1)
         self._influence = found if self._influence is None else self._influence.merge(found)

@@ -1,4 +1,4 @@
-"""Padding at the end of sequences: seen in a layer's input as positions that are one constant in every channel."""
+"""Padding in sequences: as the data tell it, or seen as positions that are one constant in every channel."""
 
 from __future__ import annotations
 
@@ -11,55 +11,120 @@ from numpy.typing import NDArray
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.record import LayerRecord
 
-__all__ = ["Padding", "PaddingSeen"]
+__all__ = ["Padding", "PaddingSeen", "Told"]
 
 SHORTEST = 2
 """Positions: a single last one that repeats the one before it is chance, or the edge of a convolution."""
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What lies beside a batch: which positions of the model's input hold data.
+
+    Attributes
+    ----------
+    values : array
+        A mask, one row a sample, True where there is data; or the length of each sequence.
+    extents : tuple of int
+        The lengths of the input's axes after the first, among them that of the positions.
+    source : str
+        Who tells: the "data", or the "model", whose own masks may be lost on their way to a layer.
+    """
+
+    values: NDArray[Any]
+    extents: tuple[int, ...] = ()
+    source: str = "data"
+
+    def at(self, shape: tuple[int, ...]) -> Mask | None:
+        """The same of a layer's input; None where its positions are not known to be the input's.
+
+        A layer after strides has fewer positions: one counts where the first that it was made of does. Positions that
+        were put behind each other, ``(N*T, C)``, are told apart again.
+        """
+        mask = self.values if self.values.ndim > 1 else self._until(shape)
+        if mask is None:
+            return None
+        if mask.shape == shape or (len(shape) == 1 and mask.size == shape[0]):
+            return mask.reshape(shape)
+        if mask.ndim == 2 and len(shape) == 2 and mask.shape[1] % shape[1] == 0 and len(mask) == shape[0]:
+            return mask[:, :: mask.shape[1] // shape[1]]
+        return None
+
+    def _until(self, shape: tuple[int, ...]) -> Mask | None:
+        """Lengths as a mask over the axis of the input on which the positions lie."""
+        count, most = len(self.values), int(self.values.max(initial=0))
+        long = [extent for extent in self.extents if extent >= most]
+        flat = [extent for extent in long if len(shape) == 1 and shape[0] == count * extent]
+        same = [extent for extent in long if len(shape) == 2 and shape[1] == extent]
+        fewer = [extent for extent in long if len(shape) == 2 and shape[1] > 1 and extent % shape[1] == 0]
+        extent = next(iter((*flat, *same, *fewer)), None)
+        return None if extent is None else np.arange(extent) < self.values[:, None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Padding:
-    """Moments of what is no padding, the share of positions that are, and how many samples end in some."""
+    """What padding does to a layer.
+
+    Attributes
+    ----------
+    data, whole : Accumulator
+        Moments of what is no padding, and of all positions.
+    share : float
+        Of the positions, how many are padding.
+    sequences : int
+        Samples with some.
+    source : str
+        How that is known: from the "data", from the "model", from the mask that the "layer" gets, or "seen".
+    """
 
     data: Accumulator
+    whole: Accumulator
     share: float
     sequences: int
+    source: str
 
 
 class PaddingSeen:
-    """Looks for padding batch by batch; sequences are inputs of three axes, batch first."""
+    """Adds padding up batch by batch; what nobody tells is looked for in inputs of three axes, batch first."""
 
     def __init__(self, record: LayerRecord) -> None:
         self._axis = record.axis
-        self._channels = record.channels
         self._data: Accumulator | None = None
+        self._rest: Accumulator | None = None
         self._padded = 0
         self._positions = 0
         self._sequences = 0
         self._lengths: set[int] = set()
         self._value: Array | None = None
         self._same = True
+        self._source: str | None = None
 
-    def add(self, x: NDArray[Any]) -> None:
-        """One call's input."""
-        if x.ndim != 3 or isinstance(self._axis, tuple) or self._axis % 3 == 0 or not self._same:
+    def add(self, rows: NDArray[Any], known: Mask | None, source: str) -> None:
+        """One call's input with its channels last, and which of its positions hold data, where that is known."""
+        if self._source not in (None, "seen" if known is None else source) or not self._same:
+            return  # told for one batch and not for another: neither is a whole
+        if known is None and (rows.ndim != 3 or isinstance(self._axis, tuple) or self._axis % 3 == 0):
             return
-        rows: Any = x if self._axis % 3 == 2 else np.swapaxes(x, 1, 2)
+        kept = self._looked_for(rows) if known is None else known
+        self._source = "seen" if known is None else source
+        self._data = _more(self._data, rows[kept])
+        self._rest = _more(self._rest, rows[~kept])
+        self._padded += int(np.sum(~kept))
+        self._positions += kept.size
+        counts: NDArray[np.intp] = kept.reshape(len(kept), -1).sum(axis=1)
+        self._sequences += int(np.sum(counts < kept.size // max(len(kept), 1)))
+        self._lengths.update(int(n) for n in counts)
+
+    def _looked_for(self, rows: NDArray[Any]) -> Mask:
         runs: Any = _runs(rows)
         hidden: Any = runs * (runs >= SHORTEST)
         for sample, run in zip(rows, runs, strict=True):
             if run >= SHORTEST:
                 self._see(sample[-1].astype(np.float64))
         positions: Any = np.arange(int(rows.shape[1]))
-        kept: Any = positions < (rows.shape[1] - hidden)[:, None]
-        found = Accumulator.of(rows[kept], -1) if kept.any() else None
-        if found is not None:
-            self._data = found if self._data is None else self._data.merge(found)
-        self._padded += int(np.sum(~kept))
-        self._positions += kept.size
-        self._sequences += int(np.sum(hidden > 0))
-        self._lengths.update(int(n) for n in kept.sum(axis=1))
+        return positions < (rows.shape[1] - hidden)[:, None]
 
     def _see(self, value: Array) -> None:
         # Padding is the same in every sample; a sequence that happens to end flat is not.
@@ -68,10 +133,20 @@ class PaddingSeen:
         self._same = bool(np.allclose(value, self._value, rtol=1e-4, atol=1e-5))
 
     def result(self) -> Padding | None:
-        """The padding; None where there is none, or where every sequence ends at one place (a background)."""
-        if self._data is None or not self._same or not self._padded or len(self._lengths) < 2:
+        """The padding; None where there is none, or where every sequence seems to end at one place (a background)."""
+        if self._data is None or self._rest is None or self._source is None or not self._same:
             return None
-        return Padding(self._data, self._padded / self._positions, self._sequences)
+        if self._source == "seen" and len(self._lengths) < 2:
+            return None
+        share = self._padded / self._positions
+        return Padding(self._data, self._data.merge(self._rest), share, self._sequences, self._source)
+
+
+def _more(total: Accumulator | None, table: NDArray[Any]) -> Accumulator | None:
+    if not len(table):
+        return total
+    found = Accumulator.of(table, -1)
+    return found if total is None else total.merge(found)
 
 
 def _runs(rows: NDArray[Any]) -> NDArray[Any]:
