@@ -19,8 +19,8 @@ LEVELS = click.Choice(["error", "warning", "note"])
     "--data",
     metavar="FILE",
     help="The input of the MODEL, run batch by batch: .npy, .npz, or package.module:name, an iterable of batches "
-    "(arrays, tuples (x, labels), dicts of inputs). Named inputs mask (1 where there is data) or lengths tell of padded "
-    "sequences (batchnorm rule BN406).",
+    "(arrays, tuples (x, labels), dicts of inputs). Named inputs mask (1 where there is data) or lengths tell of "
+    "padded sequences (batchnorm rule BN406).",
 )
 @click.option("--labels", metavar="FILE", help="The right answers, .npy: accuracy in both modes.")
 @click.option("--batch-size", type=int, metavar="N", help="That of the training, for arrays (BN405).")
