@@ -11,7 +11,7 @@ import pytest
 
 from batchnorm.analysis.rules import RULES
 from tests.corpus import report
-from tests.corpus.manifest import ARCHIVE, Entry, entries
+from tests.corpus.manifest import Entry, archive, entries
 
 ROOT = Path(__file__).parents[2]
 ALL = entries()
@@ -49,4 +49,4 @@ def test_the_corpus_is_as_wide_as_it_should_be():
     assert sum(1 for entry in ALL if not entry.rule) >= 40
     assert {entry.framework for entry in ALL} == {"keras", "torch", "flax"}
     assert len({entry.arch for entry in ALL}) >= 6
-    assert ARCHIVE.stat().st_size < 5_000_000
+    assert archive().stat().st_size < 5_000_000

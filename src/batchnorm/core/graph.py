@@ -55,8 +55,11 @@ class Operation:
         Of convolutions: ``rank`` (1 to 3), ``groups``, ``channel_axis`` (of input and output, -1 or 1), ``pads``
         (whether anything is padded), ``strides``, ``kernel_out_axis``, ``kernel_in_axis``, and ``depthwise`` where the
         kernel's last two axes are channels and multiplier. Of a dense operation: ``channel_axis``,
-        ``kernel_out_axis``, ``kernel_in_axis``. Of a batch normalization: ``axis``, and ``training`` where the graph
-        fixes it. Of any: ``activation`` where one is part of it, and what else its reader needs to find it again.
+        ``kernel_out_axis``, ``kernel_in_axis``. Of a batch normalization: ``axis``, ``training`` where the graph
+        fixes it, and ``statistics`` where calls under several names can have the same moving statistics: equal where
+        they lie in one place. Of a reshape: ``permutation``, the number of the input's axis at each of the output's,
+        where it exchanges axes and does no more. Of any: ``activation`` where one is part of it, and what else its
+        reader needs to find it again.
     shared : bool
         Whether its weights belong to other operations or calls, too.
     """

@@ -54,6 +54,8 @@ def described(
         return replace(operation, kind="dense", settings=settings | more, weights=_weights(layer, fetch, more))
     if name == "Activation":
         settings |= _activation(config)
+    if (order := _permutation(name, config)) is not None:
+        settings["permutation"] = order
     return replace(operation, kind=_kind(name, config, operation, item, node), settings=settings)
 
 
@@ -95,6 +97,16 @@ def _drops_samples(noise_shape: Any) -> bool:
     """Whole samples, not elements: a noise of shape (batch, 1, 1, 1)."""
     lengths = cast("list[Any]", noise_shape) if isinstance(noise_shape, (list, tuple)) else []
     return len(lengths) > 1 and all(length == 1 for length in lengths[1:])
+
+
+def _permutation(name: str, config: Config) -> tuple[int, ...] | None:
+    """The order in which a layer puts the axes, the batch among them."""
+    given = config.get("dims" if name == "Permute" else "axes")
+    if name not in ("Permute", "Transpose") or not isinstance(given, (list, tuple)):
+        return None
+    axes = tuple(cast("list[Any]", given))
+    order = (0, *axes) if name == "Permute" else axes
+    return order if sorted(order) == list(range(len(order))) else None
 
 
 def _convolution(name: str, config: Config) -> tuple[Kind, dict[str, Any]] | None:

@@ -230,7 +230,9 @@ def _captured(node: Node) -> tuple[str, ...]:
 def _described(operation: Operation, scope: Scope, node: Node, flowing: int) -> _Step:
     settings = operation.settings
     if node.op == "BatchNormalization":
-        return _Step(replace(operation, kind="batch_norm", settings={**settings, "axis": 1, "opset": scope.opset}))
+        held = tuple(_place_of(scope, node, index) for index in (3, 4))
+        more = {"axis": 1, "opset": scope.opset} | ({} if None in held else {"statistics": held})
+        return _Step(replace(operation, kind="batch_norm", settings={**settings, **more}))
     if node.op in ("Conv", "ConvTranspose"):
         return _weighted(operation, scope, node, "conv" if node.op == "Conv" else "conv_transpose",
                          _convolution(scope, node))  # fmt: skip
@@ -239,6 +241,8 @@ def _described(operation: Operation, scope: Scope, node: Node, flowing: int) -> 
     if node.op == "MatMul" and flowing == 1:
         more = {"channel_axis": -1, "kernel_out_axis": 1, "kernel_in_axis": 0}
         return _weighted(operation, scope, node, "dense", more)
+    if node.op == "Transpose" and (order := scope.attribute(node, "perm")) is not None:
+        return _Step(replace(operation, kind="reshape", settings={**settings, "permutation": tuple(order.integers(8))}))
     if node.op in ARITHMETIC:
         kind: Kind = "elementwise_linear" if flowing == 1 else "add" if node.op in ("Add", "Sub") else "other"
         if node.op == "Div" and scope.constant(node.inputs[-1]) is None:

@@ -113,6 +113,8 @@ class _Builder:
         kind, settings = self._described(operator, arguments, node["target"], inputs)
         weights: dict[str, Callable[[], Array]] = {}
         settings |= {"node": outputs[0]}
+        if (order := self._permutation(operator, arguments, inputs)) is not None:
+            settings["permutation"] = order
         shared = False
         if norm is not None:
             kind, settings = "batch_norm", settings | {"axis": 1, "arrays": norm.arrays}
@@ -135,6 +137,18 @@ class _Builder:
             name=named, kind=kind, operator=operator, inputs=inputs, outputs=outputs, weights=weights,
             settings=settings, shared=shared,
         )  # fmt: skip
+
+    def _permutation(self, operator: str, arguments: Json, inputs: tuple[str, ...]) -> tuple[int, ...] | None:
+        if operator == "permute":
+            order = [int(each) for each in arguments["dims"]["as_ints"]]
+            return tuple(each % len(order) for each in order)
+        described: Json = self._module["graph"].get("tensor_values") or {}
+        if operator != "transpose" or not inputs or inputs[0] not in described:
+            return None
+        order = list(range(len(described[inputs[0]]["sizes"])))
+        first, second = int(arguments["dim0"]["as_int"]), int(arguments["dim1"]["as_int"])
+        order[first], order[second] = order[second], order[first]
+        return tuple(order)
 
     def _described(
         self, operator: str, arguments: Json, target: str, inputs: tuple[str, ...]

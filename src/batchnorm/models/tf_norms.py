@@ -11,7 +11,10 @@ from .tf_graph import Constant, Frame, Node, Param, constant_of
 __all__ = ["Found", "fused", "written_out"]
 
 DEFAULT = 1e-4  # of the operator
+LONGEST_WAY = 8  # of the steps that only change a shape or a type, from a reduction to its use
 ADDS = ("AddV2", "Add")
+KEEPS_NUMBERS = ("Squeeze", "StopGradient", "Identity", "Reshape", "Cast")
+MOST_AXES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def written_out(frame: Frame, root: Node) -> Found | None:
         return None
     sides = _split(frame, added)
     if sides is None:
-        return None
+        return _of_the_batch(frame, root, added)
     variance, epsilon = sides
     gamma, scale = _scale(frame, root)
     core = _core(frame, scale)
@@ -120,6 +123,68 @@ def _split(frame: Frame, added: Node) -> tuple[Param, float] | None:
         value = constant_of(constant.source.node)
         if value is not None and value.size == 1 and value.dtype.kind != "i":
             return variance, _decimal(float(value.reshape(())))
+    return None
+
+
+def _of_the_batch(frame: Frame, root: Node, added: Node) -> Found | None:
+    """The same with the mean and variance of the batch itself, as ``training=True`` bakes them into an export."""
+    sides = [(_reduction(frame, v), frame.param(e)) for v, e in (added.inputs, added.inputs[::-1])]
+    axes, epsilon = next((each for each in sides if None not in each), (None, None))
+    gamma, scale = _scale(frame, root)
+    products = [(node, place) for node, place in frame.body.consumers(scale) if node.op == "Mul"]
+    means = [node for node, place in products if _reduction(frame, node.inputs[1 - place]) == axes]
+    data = [(node, 1 - place) for node, place in products if node not in means]
+    if axes is None or epsilon is None or len(means) != 1 or len(data) != 1:
+        return None
+    value = constant_of(epsilon.source.node) if isinstance(epsilon.source, Constant) else None
+    end = _with_shift(frame, data[0][0], means[0])
+    if value is None or value.size != 1 or end is None:
+        return None
+    kept = next(axis for axis in range(len(axes) + 1) if axis not in axes)
+    return Found(
+        kind="batchnorm",
+        scope=_scope(frame, root.name),
+        epsilon=_decimal(float(value.reshape(()))),
+        axis=-1 if kept == len(axes) else kept,
+        training=True,
+        gamma=gamma,
+        beta=end[0],
+        mean=None,
+        variance=None,
+        entry=frame.path + data[0][0].name,
+        place=data[0][1],
+        exit=frame.path + end[1].name,
+    )
+
+
+def _reduction(frame: Frame, reference: str) -> tuple[int, ...] | None:
+    """The axes of the mean that a value is, where they are all but one and the batch is among them."""
+    node = frame.body.node(reference)
+    for _ in range(LONGEST_WAY):
+        if node is None or node.op not in KEEPS_NUMBERS or not node.inputs:
+            break
+        node = frame.body.node(node.inputs[0])
+    if node is None or node.op != "Mean" or len(node.inputs) != 2:
+        return None
+    over = frame.param(node.inputs[1])
+    axes = constant_of(over.source.node) if over is not None and isinstance(over.source, Constant) else None
+    if axes is None or axes.dtype.kind != "i" or 0 not in axes or not 1 <= axes.size <= MOST_AXES:
+        return None
+    found = tuple(sorted(int(axis) for axis in axes.reshape(-1)))
+    return found if len(set(found) & set(range(len(found) + 1))) == len(found) else None
+
+
+def _with_shift(frame: Frame, product: Node, mean_product: Node) -> tuple[Param | None, Node] | None:
+    """Beta, and the sum of ``x*scale`` and ``beta - mean*scale``."""
+    for after, side in frame.body.consumers(mean_product):
+        if after.op != "Sub" or side != 1:
+            continue
+        if frame.body.node(after.inputs[0]) is product:
+            return None, after
+        beta = frame.param(after.inputs[0])
+        for last, _ in frame.body.consumers(after):
+            if last.op in ADDS and any(frame.body.node(each) is product for each in last.inputs):
+                return (beta, last) if beta is not None else None
     return None
 
 

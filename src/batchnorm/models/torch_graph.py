@@ -116,12 +116,14 @@ class _Builder:
         inputs = tuple(each.name for each in node.all_input_nodes if each.name in flowing)
         if node.op != "call_module":
             operator = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
+            moved = _permutation(operator, node.args[1:])
             return Operation(
                 name=node.name,
                 kind=_function_kind(operator, inputs),
                 operator=operator,
                 inputs=inputs,
                 outputs=(node.name,),
+                settings={} if moved is None else {"permutation": moved},
             )
         path = str(node.target)
         module = self._modules[path]
@@ -142,6 +144,17 @@ def _shared_tensors(modules: Any) -> set[int]:
     unique = {id(module): module for module in modules}.values()
     held = Counter(id(each) for module in unique for each in module.parameters(recurse=False))
     return {key for key, count in held.items() if count > 1}
+
+
+def _permutation(operator: str, arguments: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """The order of axes, where the call gives it: an exchange of two does not tell how many there are."""
+    lone = len(arguments) == 1 and isinstance(arguments[0], (tuple, list))
+    order = tuple(cast("Any", arguments[0] if lone else arguments))
+    if operator == "permute" and all(type(each) is int for each in order):
+        return tuple(each % len(order) for each in order)
+    if operator in ("transpose", "swapaxes") and sorted(map(str, order)) == ["1", "2"]:
+        return (0, 2, 1)  # the other axes of more stay where they are
+    return None
 
 
 def _function_kind(operator: str, inputs: tuple[str, ...]) -> Kind:

@@ -17,7 +17,7 @@ from .finding import Hit, Subject
 
 __all__ = ["dropout_before", "normalised_twice", "useless_bias"]
 
-KEEPS_LINEAR: tuple[Kind, ...] = ("elementwise_linear", "identity")
+KEEPS_LINEAR: tuple[Kind, ...] = ("elementwise_linear", "identity", "dropout", "stochastic_depth")
 PASSES_DROPOUT: tuple[Kind, ...] = (
     "conv", "conv_transpose", "dense", "activation", "pool", "pad", "reshape", "elementwise_linear", "identity",
 )  # fmt: skip
@@ -102,7 +102,7 @@ def _variance_ratio(subject: Subject, record: LayerRecord) -> float | None:
 
 
 def normalised_twice(subject: Subject) -> Iterable[Hit]:
-    """Its input is the output of a batch normalization through linear steps only."""
+    """Its input is the output of a batch normalization through what is linear, element by element, in inference."""
     graph = graph_of(subject)
     for record, call in first_calls(subject):
         found = producer(graph, call)
@@ -112,7 +112,10 @@ def normalised_twice(subject: Subject) -> Iterable[Hit]:
             yield Hit(
                 level="note",
                 layer=record.name,
-                message=f"its input is the output of {found.name}, with nothing between that is not undone here.",
+                message=(
+                    f"its input is the output of {found.name}, with nothing between in inference that is not undone "
+                    "here."
+                ),
                 short=f"normalises the output of {found.name}",
                 remedy=f"Leave {found.name} out where nothing else uses it; in inference the two are one.",
                 evidence={"first": found.name},

@@ -59,7 +59,7 @@ def constant(record: LayerRecord) -> Mask:
     median = float(np.median(finite)) if finite.size else 0.0
     with np.errstate(all="ignore"):
         rounding = (ROUNDING * mean(record)) ** 2
-        return (spread >= 0) & ((spread < NEVER_VARIED * median) | (spread < rounding))
+        return (spread >= 0) & ((spread <= NEVER_VARIED * median) | (spread < rounding))
 
 
 def dead(record: LayerRecord) -> Mask:

@@ -23,6 +23,8 @@ MOVED = 0.1
 """Standard deviations that the initial 0 holds the mean back: a tenth is what sampling leaves anyway."""
 AFFECTED = 0.10
 """Of the channels: fewer are features that hardly vary, whose variance anything is a large share of."""
+ROUNDING = 1e-4
+"""Of the initial value's rest: float32 averages of nothing but it lie so near."""
 HALF = ("float16", "bfloat16")
 STALL = 0.05
 """An update that is lost while the batch still differs by 5 % leaves the statistics that far behind."""
@@ -86,18 +88,22 @@ def _contradicts(other: LayerRecord, record: LayerRecord) -> bool:
 
 
 def _initial_left(record: LayerRecord) -> Hit | None:
-    share, weight = of.initial_share(record), record.initial_weight
-    if share is None or weight is None or record.moving_mean is None or record.untouched():
+    held_share, weight = of.initial_share(record), record.initial_weight
+    if held_share is None or weight is None or record.moving_mean is None or record.untouched():
         return None
     mean, variance = of.mean(record), of.variance(record)
     with np.errstate(all="ignore"):
         # The mean moves by weight * mean/(1 - weight) once the initial 0 is taken out.
         moved = np.abs(mean) * weight / max(1 - weight, 1e-300) / np.sqrt(variance + (record.epsilon or 0.0))
-    where = (share > INITIAL_SHARE) | (moved > MOVED)
-    if where.mean() < AFFECTED:
+        # Beside epsilon, what is left of the initial 1 can be as small as the variance is; and where all that is stored
+        # is left of it, the channel never varied, and there is nothing that it could be normalised wrongly.
+        left = weight * (record.initial_variance or 1.0)
+        share, varied = left / (variance + (record.epsilon or 0.0)), variance > left * (1 + ROUNDING)
+    where = varied & ((share > INITIAL_SHARE) | (moved > MOVED))
+    if where.sum() < AFFECTED * max(1, varied.sum()) or not where.any():
         return None
     channels = of.indices(where)
-    return _not_converged(record, weight, float(np.nanmax(share)), channels)
+    return _not_converged(record, weight, float(np.max(held_share[where])), channels)
 
 
 def _not_converged(record: LayerRecord, weight: float, worst: float, channels: tuple[int, ...]) -> Hit:

@@ -35,6 +35,10 @@ CHANGES: dict[str, tuple[str, str]] = {
         "ImageNet's mean and standard deviation were not applied",
         "Subtract (0.485, 0.456, 0.406) and divide by (0.229, 0.224, 0.225)",
     ),
+    "ImageNet's mean and deviation undone": (
+        "ImageNet's mean and standard deviation were applied, and it was trained without",
+        "Feed the input as it is, without subtracting (0.485, 0.456, 0.406) or dividing by (0.229, 0.224, 0.225)",
+    ),
     "x / 255, then ImageNet's mean and deviation": (
         "it runs from 0 to 255 without ImageNet's mean and standard deviation",
         "Divide by 255, subtract (0.485, 0.456, 0.406) and divide by (0.229, 0.224, 0.225)",
@@ -93,8 +97,17 @@ def _imagenet(factor: float) -> Callable[[Array], Array | None]:
     return change
 
 
+def _imagenet_undone(x: Array) -> Array | None:
+    if not _colours(x):
+        return None
+    shape = (3, 1, 1) if _channel_axis(x) == 1 else (3,)
+    mean, sd = (each.reshape(shape) for each in IMAGENET)
+    return x * sd + mean
+
+
 MAKERS: dict[str, Callable[[Array], Array | None]] = {
     "x / 255": _affine(1 / 255),
+    "ImageNet's mean and deviation undone": _imagenet_undone,
     "x * 255": _affine(255),
     "x / 127.5": _affine(1 / 127.5),
     "x * 127.5": _affine(127.5),

@@ -54,7 +54,7 @@ RULES: tuple[Rule, ...] = (
         "A mean over a thousand standard deviations",
         on_each(values.cancellation_risk),
     ),
-    Rule("BN110", "constant-channel", "note", "A channel that never varied", on_each(values.constant_channel)),
+    Rule("BN110", "constant-channel", "warning", "A channel that never varied", on_each(values.constant_channel)),
     Rule("BN201", "epsilon-unknown", "note", "The file holds no epsilon", on_each(settings.epsilon_unknown)),
     Rule(
         "BN202",

@@ -256,16 +256,25 @@ def constant_channel(record: LayerRecord) -> Hit | None:
         return None
     variance = of.variance(record)
     share = len(channels) / record.channels
+    whole = share == 1 and not of.dead(record).all() and record.channels > 1
     return Hit(
-        level="note",
+        level="warning" if whole else "note",
         layer=record.name,
         channels=channels,
         message=(
             f"moving_variance near 0 (at most {brief(float(np.max(variance[list(channels)])))}, the layer's median is "
             f"{brief(float(np.median(variance)))}) in {of.named(channels, record.channels)} ({percent(share)}): it "
             "never varied in training."
+            + (" Such statistics come of a batch of one sample, or of a layer that is fed nothing." if whole else "")
         ),
         short=f"variance near 0, it never varied, in {of.some(channels, record.channels)}",
-        remedy="The unit before it is dead (a cut-off activation, zero weights) and can be pruned; nothing else to do.",
+        remedy=(
+            "Estimate the statistics anew from data: batchnorm recalibrate MODEL --data FILE -o OUT. In training, leave "
+            "out a last batch of one sample."
+            if whole
+            else "The unit before it is dead (a cut-off activation, zero weights) and can be pruned; nothing else to "
+            "do."
+        ),
+        code=RECALIBRATE if whole else "",
         evidence={"moving_variance": of.numbers(variance, channels), "median": float(np.median(variance))},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ __all__ = ["shared_layer", "unused_layer"]
 def shared_layer(subject: Subject) -> Iterable[Hit]:
     """One layer normalises several inputs into one set of statistics."""
     graph = graph_of(subject)
-    for record in subject.records:
-        calls = list(graph.calls(record.name))
+    for record, names in _layers(subject, graph):
+        calls = [call for name in names for call in graph.calls(name)]
         if len(calls) < 2 or len({call.inputs for call in calls}) < 2:
             continue
         seen = None if subject.data is None else subject.data.layers.get(record.name)
@@ -33,6 +33,7 @@ def shared_layer(subject: Subject) -> Iterable[Hit]:
         yield Hit(
             level="note" if apart is None else "warning",
             layer=record.name,
+            layers=tuple(names) if len(names) > 1 else (),
             message=(
                 f"{len(calls)} inputs share its one set of statistics, a mixture of all{shown}. In training each call "
                 "normalises by its own."
@@ -41,6 +42,16 @@ def shared_layer(subject: Subject) -> Iterable[Hit]:
             remedy="Build a layer for each input (the weights before it can stay shared).",
             evidence={"calls": len(calls), "apart": apart},
         )
+
+
+def _layers(subject: Subject, graph: Graph) -> Iterator[tuple[LayerRecord, list[str]]]:
+    """Each layer, and the names it goes by: an exporter writes each call of one as a layer of the same arrays."""
+    named: dict[object, list[str]] = {}
+    for record, call in first_calls(subject):
+        held = None if record.untouched() else call.settings.get("statistics")
+        named.setdefault(record.name if held is None else held, []).append(record.name)
+    first = {names[0]: names for names in named.values()}
+    return ((record, first[record.name]) for record in subject.records if record.name in first)
 
 
 def _calls_apart(record: LayerRecord, seen: Measured) -> float | None:

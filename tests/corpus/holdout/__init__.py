@@ -1,0 +1,1 @@
+"""Faults and sound oddities that were written down before the rules were tried on them."""
