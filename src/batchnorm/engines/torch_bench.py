@@ -9,7 +9,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from .calls import Call, Visit, of_channels
 from .eager import Eager
 from .torch_state import array_of, memory_of, same_numbers
 
-__all__ = ["ModuleBench", "TensorCall", "commit", "frozen_by_hand", "save"]
+__all__ = ["ModuleBench", "Plain", "TensorCall", "commit", "frozen_by_hand", "save"]
 
 BUFFERS = ("running_mean", "running_var")
 IN_CACHE = 1 << 17
@@ -86,7 +86,7 @@ class ModuleBench(Eager):
         original = module.forward
 
         def forward(input: Any) -> Any:  # PyTorch's name
-            call = TensorCall(self._torch, record, input, module=module)
+            call = TensorCall(self._torch, record, input, plain=Plain(module.weight, module.bias, module.eps))
             visit(call)
             return original(input) if call.output is None else call.output
 
@@ -103,18 +103,26 @@ class ModuleBench(Eager):
         return array_of(output) if isinstance(output, self._torch.Tensor) else output
 
 
-class TensorCall(Call):
-    """A call of a layer on a tensor; ``module`` is the layer where it does nothing but normalise."""
+class Plain(NamedTuple):
+    """What a layer that does nothing but normalise does it with."""
 
-    def __init__(self, torch: Any, record: LayerRecord, x: Any, mask: Any = None, module: Any = None) -> None:
+    gamma: Any
+    beta: Any
+    epsilon: float
+
+
+class TensorCall(Call):
+    """A call of a layer on a tensor; ``plain`` where it does nothing but normalise."""
+
+    def __init__(self, torch: Any, record: LayerRecord, x: Any, mask: Any = None, plain: Plain | None = None) -> None:
         super().__init__(record, x, mask if getattr(mask, "dtype", None) == torch.bool else None)
         self._torch = torch
-        self._module = module
+        self._plain = plain
         self.threads = torch.get_num_threads()
 
     def in_training(self) -> Accumulator:
         """See `Call`: PyTorch's own layers are computed by the kernels, output and moments in one pass."""
-        found = None if self._module is None else normalized(self._torch, self.x, self._module)
+        found = None if self._plain is None else normalized(self._torch, self.x, self._plain)
         if found is None:
             return self.moments()
         self.output, count, mean, variance = found
@@ -153,7 +161,7 @@ def is_plain(torch: Any, module: Any) -> bool:
     return type(module) in own and "forward" not in vars(module)
 
 
-def normalized(torch: Any, x: Any, module: Any) -> tuple[Any, int, NDArray[Any], NDArray[Any]] | None:
+def normalized(torch: Any, x: Any, plain: Plain) -> tuple[Any, int, NDArray[Any], NDArray[Any]] | None:
     """Output, count, mean and variance of one of PyTorch's layers in training mode, from one call of the kernels.
 
     None where they do not take it: no Numba, another device, type or shape than they know, a mode of dispatch that
@@ -169,7 +177,7 @@ def normalized(torch: Any, x: Any, module: Any) -> tuple[Any, int, NDArray[Any],
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     given = {
         name: array_of(each.to(wide))
-        for name, each in (("gamma", module.weight), ("beta", module.bias))
+        for name, each in (("gamma", plain.gamma), ("beta", plain.beta))
         if each is not None
     }
     if not cpu.fits(source, target, axis=1) or len({held.shape[1], *(each.size for each in given.values())}) > 1:
@@ -178,7 +186,7 @@ def normalized(torch: Any, x: Any, module: Any) -> tuple[Any, int, NDArray[Any],
     views: dict[str, Any] = {name: cpu.view_of(each) for name, each in given.items()}
     places = cpu.view_of(mean), cpu.view_of(variance)
     threads = torch.get_num_threads()
-    count = cpu.forward(source, target, *places, axis=1, epsilon=module.eps, most=threads, **views)
+    count = cpu.forward(source, target, *places, axis=1, epsilon=plain.epsilon, most=threads, **views)
     return (out, count, mean, variance) if np.all(np.less(variance, HUGE)) else None
 
 

@@ -128,8 +128,8 @@ class Program:
         single = self._torch.Tensor
         entries: dict[Any, NDArray[Any]] = {}
 
-        def before(node: Any, x: Any) -> None:
-            entries[node] = array_of(x)
+        def before(node: Any, given: dict[str, Any]) -> None:
+            entries[node] = array_of(given["input"])
 
         def after(node: Any, value: Any) -> None:
             leave = array_of(value if isinstance(value, single) else value[0])
@@ -149,12 +149,13 @@ class Program:
         self,
         given: dict[str, NDArray[Any]],
         watched: Container[Any],
-        before: Callable[[Any, Any], None],
+        before: Callable[[Any, dict[str, Any]], Any],
         after: Callable[[Any, Any], None] | None = None,
         held: Mapping[str, Any] | None = None,
     ) -> Sequence[Any]:
-        """Run the graph; ``before`` sees the first argument of each watched node, ``after`` what it gives.
+        """Run the graph; ``before`` sees the arguments of each watched node by name, ``after`` what it gives.
 
+        What ``before`` returns, if not None, stands for what the node would give, and the node is not run.
         ``held`` are other tensors for buffers and constants, by their names in the program's state.
         """
         fx: Any = require("torch.fx", "torch", PURPOSE)
@@ -164,8 +165,10 @@ class Program:
                 if n not in watched:
                     return super().run_node(n)  # pyright: ignore[reportUnknownVariableType]
                 arguments = self.fetch_args_kwargs_from_env(n)
-                before(n, (*arguments[0], *arguments[1].values())[0])
-                value: Any = super().run_node(n)  # pyright: ignore[reportUnknownVariableType]
+                names = (argument.name for argument in n.target._schema.arguments)
+                value: Any = before(n, dict(zip(names, arguments[0], strict=False)) | arguments[1])
+                if value is None:
+                    value = super().run_node(n)  # pyright: ignore[reportUnknownVariableType]
                 if after is not None:
                     after(n, value)
                 return value  # pyright: ignore[reportUnknownVariableType]
