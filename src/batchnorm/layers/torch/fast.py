@@ -48,7 +48,7 @@ def train(
     run = run_for(x, how, residual is not None, moving, None if momentum is None else 1 - momentum)
     if run is None:
         return None
-    y, memory = start(x, gamma, beta, residual, run)
+    y, memory = start(x, gamma, beta, residual, run, NOWHERE if moving is None else moving.addresses)
     if buffers is None:
         return y
     if moving is None:
@@ -65,7 +65,7 @@ def normalize(x: Tensor, gamma: Tensor | None, beta: Tensor | None, how: How) ->
     run = run_for(x, how, False, None, None) if _taken(x, gamma, beta, None, how) else None
     if run is None:
         return None
-    y, memory = start(x, gamma, beta, None, run)
+    y, memory = start(x, gamma, beta, None, run, NOWHERE)
     return y, kept_moments(x, memory, run.plan.count)
 
 
@@ -79,8 +79,10 @@ def infer(
         return None
     if not (plain(mean) and plain(variance) and mean.is_contiguous() and variance.is_contiguous()):
         return None
-    run = run_for(x, how, residual is not None, None, None, (mean, variance))
-    return None if run is None else start(x, gamma, beta, residual, run)[0]
+    run = run_for(x, how, residual is not None, None, None, mean.dtype)
+    if run is None:
+        return None
+    return start(x, gamma, beta, residual, run, (mean.data_ptr(), variance.data_ptr(), 0, 0))[0]
 
 
 def _taken(x: Tensor, gamma: Any, beta: Any, residual: Any, how: How) -> bool:
@@ -93,27 +95,18 @@ def _taken(x: Tensor, gamma: Any, beta: Any, residual: Any, how: How) -> bool:
 
 
 def run_for(
-    x: Tensor,
-    how: How,
-    adds: bool,
-    moving: Any,
-    decay: float | None,
-    given: tuple[Tensor, Tensor] | None = None,
+    x: Tensor, how: How, adds: bool, moving: Any, decay: float | None, given: torch.dtype | None = None
 ) -> Run | None:
     """How to run a call; None where the kernels cannot walk its operands as they lie.
 
-    ``moving`` is what `memory.follows` says of the statistics to update, with their ``decay``; ``given`` are those to
-    normalise with.
+    ``moving`` is what `memory.follows` says of the statistics to update, with their ``decay``; ``given`` is the type of
+    those to normalise with.
     """
-    addresses, stored, guard = NOWHERE, torch.float32, False
-    if given is not None:
-        addresses, stored = (given[0].data_ptr(), given[1].data_ptr(), 0, 0), given[0].dtype
-    elif moving is not None:
-        addresses, stored, guard = moving.addresses, moving.dtype, moving.guard
-    kept = 1.0 if moving is None or decay is None else decay
+    stored = given or (torch.float32 if moving is None else moving.dtype)
+    guard, kept = moving is not None and moving.guard, 1.0 if moving is None or decay is None else decay
     threads, training = torch.get_num_threads(), given is None
     found = _plans(x.shape, x.stride(), x.dtype, how, adds, training, FLOATS_HERE[stored], kept, guard, threads)
-    return None if found is None else Run(*found, how, training, addresses)
+    return None if found is None else Run(*found, how, training)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -135,7 +128,7 @@ def _plans(
     from batchnorm.kernels.direct import Settings, plan
 
     out = walks(shape, strides)
-    if out is None:
+    if out is None or not cpu.supports(NAMES[dtype]):
         return None
     settings = Settings(how.epsilon, training, stored, decay, DDOF, guard)
     named, activation, threads = NAMES[dtype], ACTIVATIONS[how.activation], min(threads, cpu.threads())

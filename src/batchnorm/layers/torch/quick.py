@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import fast
-from .fast import run_for
+from .fast import NOWHERE, run_for
 from .function import How
-from .memory import FLOATS, OWN, PLAIN, follows, in_eager_mode, keys, plain, wide_type
+from .memory import FLOATS, OWN, follows, in_eager_mode, lies_there, plain, wide_type
 from .recompute import inside_backward
 from .run import ACTIVATIONS, FLOATS_HERE, Run, start
 from .state import Buffers
@@ -32,6 +32,9 @@ __all__ = ["Known", "call"]
 MOST = 32
 """Kinds of calls that a layer remembers."""
 _settings = itemgetter("training", "eps", "momentum", "frozen", "activation", "virtual_batch_size", "track_running_stats")
+_compiling = torch.compiler.is_compiling
+_task = torch._C._current_graph_task_id  # pyright: ignore[reportAttributeAccessIssue]
+_threads = torch.get_num_threads
 _tensors = ("weight", "bias"), ("running_mean", "running_var", "num_batches_tracked", "skipped_updates", "remaining")
 
 
@@ -45,64 +48,79 @@ class Known(dict[Any, Any]):
 
 @dataclass(slots=True, eq=False)
 class _Ready:
-    """A call of one kind, on these tensors; ``written`` are those that a call writes to."""
+    """A call of one kind, on these tensors.
+
+    ``nbytes`` and ``stored`` are the lengths of gamma and of mean; ``written`` are the tensors that a call writes to.
+    """
 
     run: Run
-    tensors: tuple[Tensor | None, ...]
-    places: tuple[tuple[int, int], ...]
+    gamma: Any
+    beta: Any
+    mean: Any
+    variance: Any
+    tracked: Any
+    skipped: Any
+    remaining: Any
+    nbytes: int
+    stored: int
+    given: bool
     written: tuple[Tensor, ...]
-
-    def holds(self, parameters: dict[str, Any], buffers: dict[str, Any]) -> bool:
-        """Whether the layer still has these tensors, and they lie where they did."""
-        gamma, beta, mean, variance, tracked, skipped, remaining = self.tensors
-        get = buffers.get
-        return (
-            parameters.get("weight", self) is gamma
-            and parameters.get("bias", self) is beta
-            and get("running_mean", self) is mean
-            and get("running_var", self) is variance
-            and get("num_batches_tracked", self) is tracked
-            and get("skipped_updates", self) is skipped
-            and get("remaining", self) is remaining
-            and _places(self.tensors) == self.places
-        )
-
-
-def _places(tensors: tuple[Tensor | None, ...]) -> tuple[tuple[int, int], ...]:
-    return tuple([(each.data_ptr(), each.numel()) for each in tensors if each is not None])
 
 
 def call(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     """``layer._normalize(x, None, residual)``."""
-    if torch.compiler.is_compiling() or type(x) not in OWN or not fast.ENABLED:
-        return layer._normalize(x, None, residual)
-    if keys(x) not in PLAIN or not in_eager_mode():
+    if _compiling() or type(x) not in OWN or not (fast.ENABLED and lies_there(x) and in_eager_mode()):
         return layer._normalize(x, None, residual)
     own = layer.__dict__
-    strides, again = x.stride(), inside_backward()
-    kind = (_settings(own), x.shape, strides, x.dtype, residual is None, again, torch.get_num_threads())
+    strides = x.stride()
+    kind = (_settings(own), x.shape, strides, x.dtype, residual is None, _task() == -1, _threads())
     known = own.get("_known")
     ready = None if known is None else known.get(kind)
     if ready is None:
         return _first(layer, x, residual, kind)
+    if residual is not None and not _beside(residual, x, strides):
+        return layer._normalize(x, None, residual)
     if ready is False:
         return layer._normalize(x, None, residual)
-    parameters, buffers = own["_parameters"], own["_buffers"]
-    if not ready.holds(parameters, buffers):
-        del known[kind]
+    statistics = _where(ready, own["_parameters"].get, own["_buffers"].get)
+    if statistics is None:
+        known.pop(kind, None)
         return _first(layer, x, residual, kind)
-    if residual is not None and not (
-        plain(residual)
-        and residual.dtype is x.dtype
-        and residual.shape == x.shape
-        and residual.stride() == strides
-    ):
-        return layer._normalize(x, None, residual)
-    gamma, beta = ready.tensors[:2]
-    y, _ = start(x, gamma, beta, residual, ready.run)
+    y, _ = start(x, ready.gamma, ready.beta, residual, ready.run, statistics)
     if ready.written:
         increment_version(ready.written)
     return y
+
+
+def _where(ready: _Ready, parameter: Any, buffer: Any) -> tuple[int, int, int, int] | None:
+    """Addresses of the statistics; None unless the layer still has the tensors that were checked, as they were."""
+    gamma, beta, mean, variance = ready.gamma, ready.beta, ready.mean, ready.variance
+    tracked, skipped, nbytes, stored = ready.tracked, ready.skipped, ready.nbytes, ready.stored
+    if not (
+        parameter("weight", ready) is gamma
+        and parameter("bias", ready) is beta
+        and buffer("running_mean", ready) is mean
+        and buffer("running_var", ready) is variance
+        and buffer("num_batches_tracked", ready) is tracked
+        and buffer("skipped_updates", ready) is skipped
+        and buffer("remaining", ready) is ready.remaining
+        and (gamma is None or (gamma.nbytes == nbytes and gamma.is_cpu))
+        and (beta is None or (beta.nbytes == nbytes and beta.is_cpu))
+        and (tracked is None or tracked.nbytes == 8)
+        and (mean is None or (mean.nbytes == stored and variance.nbytes == stored and mean.is_cpu))
+    ):
+        return None
+    if ready.given:
+        return mean.data_ptr(), variance.data_ptr(), 0, 0
+    if not ready.written:
+        return NOWHERE
+    skips = 0 if skipped is None else skipped.data_ptr()
+    return mean.data_ptr(), variance.data_ptr(), skips, 0 if tracked is None else tracked.data_ptr()
+
+
+def _beside(residual: Any, x: Tensor, strides: Any) -> bool:
+    alike = plain(residual) and residual.dtype is x.dtype
+    return alike and residual.shape == x.shape and residual.stride() == strides
 
 
 def _first(layer: Any, x: Tensor, residual: Tensor | None, kind: Any) -> Tensor:
@@ -127,10 +145,10 @@ def _ready(layer: Any, x: Tensor, adds: bool) -> _Ready | None:
     if x.dtype not in FLOATS or not all(_exact(each, x) for each in (gamma, beta)):
         return None
     training, how = layer.training and not layer.frozen, How(layer.eps, layer.activation)
-    run, written = None, ()
+    run, written, given = None, (), False
     if not training and mean is not None and variance is not None:
         if mean.dtype in FLOATS_HERE and all(_exact(each, x, mean.dtype) for each in (mean, variance)):
-            run = run_for(x, how, adds, None, None, (mean, variance))
+            run, given = run_for(x, how, adds, None, None, mean.dtype), True
     elif not (training and layer.track_running_stats and mean is not None) or inside_backward():
         run = run_for(x, how, adds, None, None)
     else:
@@ -140,7 +158,8 @@ def _ready(layer: Any, x: Tensor, adds: bool) -> _Ready | None:
     if run is None:
         return None
     run.exact = True
-    return _Ready(run, tensors, _places(tensors), written if run.plan.count > 1 else ())
+    nbytes = x.shape[1] * wide_type(x.dtype).itemsize
+    return _Ready(run, *tensors, nbytes, 0 if mean is None else mean.nbytes, given, written)
 
 
 def _exact(values: Tensor | None, x: Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -17,7 +17,7 @@ from batchnorm.kernels.address import address_of
 from batchnorm.kernels.block import SLOTS
 
 from .function import After, How, gradients
-from .memory import PLAIN, empty, in_eager_mode, keys, plain, wide_type
+from .memory import empty, in_eager_mode, lies_there, wide_type
 
 __all__ = ["ACTIVATIONS", "FLOATS_HERE", "Run", "kept_moments", "start"]
 
@@ -25,6 +25,7 @@ ACTIVATIONS = {None: "identity", "relu": "relu", "relu6": "relu6", "leaky_relu":
 """What the kernels call the activations that they have."""
 FLOATS_HERE = {torch.float32: 1, torch.float64: 2}
 """Types of statistics, as in `kernels.direct`, which imports Numba."""
+Addresses = tuple[int, int, int, int]
 MEAN = SLOTS
 """Words of a call's memory before the means; the variances follow."""
 
@@ -34,8 +35,7 @@ class Run:
     """What a call is beside its tensors.
 
     ``strides`` are those of the input, ``out`` of the output; ``plan`` is a `direct.Plan`, ``back`` makes the one for
-    the way back; ``statistics`` are addresses: mean, variance, skipped updates, counted batches. ``exact`` is set where
-    gamma and beta are known to lie as the kernels need them.
+    the way back. ``exact`` is set where gamma and beta are known to lie as the kernels need them.
     """
 
     strides: tuple[int, ...]
@@ -44,22 +44,23 @@ class Run:
     back: Callable[[], Any]
     how: How
     training: bool
-    statistics: tuple[int, int, int, int]
     exact: bool = False
 
 
-def start(x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run) -> tuple[Tensor, Any]:
-    """The output, recorded where something needs a gradient; and the memory, which holds mean and variance."""
+def start(x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, statistics: Addresses) -> tuple[Tensor, Any]:
+    """The output, recorded where something needs a gradient; and the memory, which holds mean and variance.
+
+    ``statistics`` are addresses: mean, variance, skipped updates, counted batches.
+    """
+    memory = np.empty(run.plan.words)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (gamma is not None and gamma.requires_grad)
         or (beta is not None and beta.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        memory = np.empty(run.plan.words)
-        return apply(x, gamma, beta, residual, run, memory), memory
-    memory = np.empty(run.plan.words)
-    return forward(x, gamma, beta, residual, run, memory), memory
+        return apply(x, gamma, beta, residual, run, memory, statistics), memory
+    return forward(x, gamma, beta, residual, run, memory, statistics), memory
 
 
 def kept_moments(x: Tensor, memory: Any, count: int) -> Moments:
@@ -79,14 +80,15 @@ def wide(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return values.detach().to(dtype).contiguous()
 
 
-def forward(x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any) -> Tensor:
+def forward(
+    x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any, statistics: Addresses
+) -> Tensor:
     """The output, by the kernel."""
     plan = run.plan
     y = empty(x, run.out)
     if not run.exact:
         dtype = wide_type(x.dtype)
         gamma, beta = wide(gamma, dtype), wide(beta, dtype)
-    mean, variance, skipped, tracked = run.statistics
     plan.run(
         plan.at,
         address_of(memory),
@@ -95,10 +97,7 @@ def forward(x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: A
         0 if residual is None else residual.data_ptr(),
         0 if gamma is None else gamma.data_ptr(),
         0 if beta is None else beta.data_ptr(),
-        mean,
-        variance,
-        skipped,
-        tracked,
+        *statistics,
     )
     return y
 
@@ -107,39 +106,41 @@ class Fast(torch.autograd.Function):
     """`forward` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any, statistics: Addresses
+    ) -> Tensor:
         """The output."""
-        ctx.run, ctx.memory = run, memory
-        ctx.beta = None if beta is None else beta.dtype
+        ctx.kept = run, memory, None if beta is None else beta.dtype
         if run.how.activation is None:  # then the residual's gradient is the output's, and beta has no part in any
             ctx.save_for_backward(x, gamma)
         else:
             ctx.save_for_backward(x, gamma, beta, residual)
-        return forward(x, gamma, beta, residual, run, memory)
+        return forward(x, gamma, beta, residual, run, memory, statistics)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """By the kernel, or by operations where they are to be followed."""
         x, gamma, *more = ctx.saved_tensors
-        run, grad = ctx.run, grads[0]
+        run, memory, of_beta = ctx.kept
+        grad = grads[0]
         beta, residual = more or (None, None)
         if torch.is_grad_enabled() or not (
-            type(grad) is Tensor
-            and keys(grad) in PLAIN
-            and in_eager_mode()
+            in_eager_mode()
+            and type(grad) is Tensor
+            and lies_there(grad)
             and x.stride() == run.strides
-            and plain(x)
-            and plain(gamma)
-            and plain(beta)
-            and (residual is None or (residual.stride() == run.strides and plain(residual)))
+            and lies_there(x)
+            and (gamma is None or lies_there(gamma))
+            and (beta is None or lies_there(beta))
+            and (residual is None or (residual.stride() == run.strides and lies_there(residual)))
         ):
             needed = ctx.needs_input_grad
-            after = After(needed[0], ctx.beta, x.dtype if needed[3] else None)
-            batch = kept_moments(x, ctx.memory, run.plan.count)
+            after = After(needed[0], of_beta, x.dtype if needed[3] else None)
+            batch = kept_moments(x, memory, run.plan.count)
             found = gradients(grad, x, gamma, beta, residual, None, batch, run.how, after, training=run.training)
         else:
             found = _backward(ctx, grad, x, gamma, beta, residual)
-        return *found, None, None
+        return *found, None, None, None
 
 
 apply: Any = super(torch.autograd.Function, Fast).apply  # pyright: ignore[reportAttributeAccessIssue]
@@ -147,7 +148,7 @@ apply: Any = super(torch.autograd.Function, Fast).apply  # pyright: ignore[repor
 
 
 def _backward(ctx: Any, grad: Tensor, x: Tensor, gamma: Any, beta: Any, residual: Any) -> tuple[Any, Any, Any, Any]:
-    run, memory = ctx.run, ctx.memory
+    run, memory, kind = ctx.kept
     if grad.stride() != run.out:
         grad = empty(x, run.out).copy_(grad)
     plan = run.back()
@@ -175,6 +176,6 @@ def _backward(ctx: Any, grad: Tensor, x: Tensor, gamma: Any, beta: Any, residual
     )
     if dgamma is not None and gamma.dtype is not dtype:
         dgamma = dgamma.to(gamma.dtype)
-    if dbeta is not None and ctx.beta is not dtype:
-        dbeta = dbeta.to(ctx.beta)
+    if dbeta is not None and kind is not dtype:
+        dbeta = dbeta.to(kind)
     return dx, dgamma, dbeta, (grad if added is None else added) if of_residual else None
