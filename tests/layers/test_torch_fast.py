@@ -42,7 +42,9 @@ def taken(monkeypatch):
     calls = []
     for module, name in ((run, "forward"), (masked.cpu, "forward")):
         whole = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given, whole=whole, **named: calls.append(given) or whole(*given, **named))
+        monkeypatch.setattr(
+            module, name, lambda *given, whole=whole, **named: calls.append(given) or whole(*given, **named)
+        )
     return calls
 
 

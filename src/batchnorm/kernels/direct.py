@@ -72,9 +72,7 @@ class Plan:
         in ``memory``, in float64, from `MEAN` bytes on.
 
         Backward: ``run(at, memory, statistics, x, dx, residual, grad, residual_grad, gamma, beta, dgamma, dbeta)``;
-        ``statistics`` is the memory of the way forward.
-    lines : bool
-        Whether the output must begin on a cache line.
+        ``statistics`` are the means and, behind them, the variances, in float64.
     """
 
     channels: int
@@ -82,7 +80,6 @@ class Plan:
     words: int
     at: int
     run: Callable[..., None]
-    lines: bool
     template: NDArray[np.int64]
 
 
@@ -98,7 +95,10 @@ def plan(
     threads: int,
     settings: Settings,
 ) -> Plan | None:
-    """The plan for a signature: see `dispatch.job`; None where the kernels cannot walk the operands as they lie."""
+    """The plan for a signature: see `dispatch.job`; None where the kernels cannot walk the operands as they lie.
+
+    Outputs must begin on a cache line, as what torch and `pool` allocate does.
+    """
     if arrange(shape, strides, axis) is None:
         return None
     one = job(operation, shape, strides, axis, dtype, activation, slots, False, True, threads)
@@ -108,7 +108,7 @@ def plan(
     template[: at.SLOTS] = one.template
     # The statistics, and on the way back the sums in float64, precede the scratch.
     scratch = size + 8 * layout.channels * (4 if operation == "backward" else 2)
-    template[at.WORK : at.LANES_SUMS + 1] = (scratch + np.array([0, one.by_column, one.work, one.work + one.sums]))
+    template[at.WORK : at.LANES_SUMS + 1] = scratch + np.array([0, one.by_column, one.work, one.work + one.sums])
     template[FUNCTION : STORED + 1] = one.function, steps, number, settings.stored
     template[at.TRAINING], template[at.GUARD] = settings.training, settings.guard
     template[at.MOVING_DOUBLE] = settings.stored == FLOAT64
@@ -118,13 +118,7 @@ def plan(
     numbers[at.CORRECTION] = count / (count - settings.ddof) if count > settings.ddof else 1.0
     words = (scratch + one.scratch) // 8 + 8
     run = _runner("backward" if operation == "backward" else "training" if settings.training else "inference", serial)
-    return Plan(layout.channels, count, words, address_of(template), run, _streams(one, dtype), template)
-
-
-def _streams(one: Any, dtype: str) -> bool:
-    from .dispatch import DTYPES, PAST_CACHES
-
-    return DTYPES[dtype] * one.layout.channels * one.layout.count >= PAST_CACHES
+    return Plan(layout.channels, count, words, address_of(template), run, template)
 
 
 @functools.cache
@@ -194,7 +188,7 @@ def _copy(template, memory, mean, variance):
 
 @njit(error_model="numpy")
 def _lay_out_backward(template, memory, statistics, x, dx, residual, grad, residual_grad, gamma, beta):
-    _lay_out(template, memory, x, dx, residual, gamma, beta, statistics + MEAN)
+    _lay_out(template, memory, x, dx, residual, gamma, beta, statistics)
     sums, channels = memory + MEAN, get_int(template, at.CHANNELS)
     put_int(memory, at.GRAD, grad)
     put_int(memory, at.RESIDUAL_GRAD, residual_grad)

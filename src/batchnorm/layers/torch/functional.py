@@ -12,7 +12,7 @@ from batchnorm.core.equations import Moments
 from batchnorm.core.plan import mask_shape
 from batchnorm.errors import ArgumentError
 
-from . import fast
+from . import compiled, fast
 from .activations import ACTIVATIONS
 from .collective import merged
 from .function import REDUCED, How, cast, normalize, per_channel
@@ -149,6 +149,11 @@ def train(
     done = fast.train(x, gamma, beta, how, mask, residual, buffers, momentum)
     if done is not None:
         return done
+    if compiled.takes(x, how, mask):
+        y, batch = compiled.normalize(x, gamma, beta, residual, how)
+        if buffers is not None:
+            advance(buffers, batch, how.epsilon, momentum)
+        return y
     batch = _statistics(x, how, mask)
     used = batch
     if mask is not None or how.group is not None:

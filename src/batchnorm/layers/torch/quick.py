@@ -31,7 +31,9 @@ __all__ = ["Known", "call"]
 
 MOST = 32
 """Kinds of calls that a layer remembers."""
-_settings = itemgetter("training", "eps", "momentum", "frozen", "activation", "virtual_batch_size", "track_running_stats")
+_settings = itemgetter(
+    "training", "eps", "momentum", "frozen", "activation", "virtual_batch_size", "track_running_stats"
+)
 _compiling = torch.compiler.is_compiling
 _task = torch._C._current_graph_task_id  # pyright: ignore[reportAttributeAccessIssue]
 _threads = torch.get_num_threads

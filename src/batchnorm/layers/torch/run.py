@@ -19,7 +19,7 @@ from batchnorm.kernels.block import SLOTS
 from .function import After, How, gradients
 from .memory import empty, in_eager_mode, lies_there, wide_type
 
-__all__ = ["ACTIVATIONS", "FLOATS_HERE", "Run", "kept_moments", "start"]
+__all__ = ["ACTIVATIONS", "FLOATS_HERE", "MEAN", "Run", "backward", "forward", "kept_moments", "start", "wide"]
 
 ACTIVATIONS = {None: "identity", "relu": "relu", "relu6": "relu6", "leaky_relu": "leaky_relu", "silu": "silu"}
 """What the kernels call the activations that they have."""
@@ -80,9 +80,7 @@ def wide(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return values.detach().to(dtype).contiguous()
 
 
-def forward(
-    x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any, statistics: Addresses
-) -> Tensor:
+def forward(x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, memory: Any, statistics: Addresses) -> Tensor:
     """The output, by the kernel."""
     plan = run.plan
     y = empty(x, run.out)
@@ -139,7 +137,9 @@ class Fast(torch.autograd.Function):
             batch = kept_moments(x, memory, run.plan.count)
             found = gradients(grad, x, gamma, beta, residual, None, batch, run.how, after, training=run.training)
         else:
-            found = _backward(ctx, grad, x, gamma, beta, residual)
+            _, needs_gamma, needs_beta, needs_residual, *_ = ctx.needs_input_grad
+            wanted = gamma.dtype if needs_gamma else None, of_beta if needs_beta else None, needs_residual
+            found = backward(run, address_of(memory) + 8 * MEAN, grad, x, gamma, beta, residual, wanted)
         return *found, None, None, None
 
 
@@ -147,13 +147,26 @@ apply: Any = super(torch.autograd.Function, Fast).apply  # pyright: ignore[repor
 """`Fast.apply`, less the two microseconds in which it asks what `in_eager_mode` and `plain` have asked already."""
 
 
-def _backward(ctx: Any, grad: Tensor, x: Tensor, gamma: Any, beta: Any, residual: Any) -> tuple[Any, Any, Any, Any]:
-    run, memory, kind = ctx.kept
+def backward(
+    run: Run,
+    statistics: int,
+    grad: Tensor,
+    x: Tensor,
+    gamma: Any,
+    beta: Any,
+    residual: Any,
+    wanted: tuple[Any, Any, bool],
+) -> tuple[Any, Any, Any, Any]:
+    """Gradients of x, gamma, beta and the residual, by the kernel.
+
+    ``statistics`` is where the means are; ``wanted`` holds the types of gamma's and beta's gradients, None for none,
+    and whether the residual's is wanted.
+    """
     if grad.stride() != run.out:
         grad = empty(x, run.out).copy_(grad)
     plan = run.back()
     scratch = np.empty(plan.words)
-    _, of_gamma, of_beta, of_residual, *_ = ctx.needs_input_grad
+    of_gamma, of_beta, of_residual = wanted
     dx = empty(x, run.out)
     added = None if residual is None else empty(x, run.out)
     dtype = wide_type(x.dtype)
@@ -163,7 +176,7 @@ def _backward(ctx: Any, grad: Tensor, x: Tensor, gamma: Any, beta: Any, residual
     plan.run(
         plan.at,
         address_of(scratch),
-        address_of(memory),
+        statistics,
         x.data_ptr(),
         dx.data_ptr(),
         0 if residual is None else residual.data_ptr(),
@@ -174,8 +187,8 @@ def _backward(ctx: Any, grad: Tensor, x: Tensor, gamma: Any, beta: Any, residual
         0 if dgamma is None else dgamma.data_ptr(),
         0 if dbeta is None else dbeta.data_ptr(),
     )
-    if dgamma is not None and gamma.dtype is not dtype:
-        dgamma = dgamma.to(gamma.dtype)
-    if dbeta is not None and kind is not dtype:
-        dbeta = dbeta.to(kind)
+    if dgamma is not None and of_gamma is not dtype:
+        dgamma = dgamma.to(of_gamma)
+    if dbeta is not None and of_beta is not dtype:
+        dbeta = dbeta.to(of_beta)
     return dx, dgamma, dbeta, (grad if added is None else added) if of_residual else None
