@@ -2,6 +2,10 @@
 
 python benchmarks/keras_layers.py              every backend, each in a process of its own
 python benchmarks/keras_layers.py torch        one
+python benchmarks/keras_layers.py torch times  one table of: times, training, accuracy
+
+Of times the median over interleaved rounds is printed, and the median of the rounds' ratios with its quartiles;
+``CLOCK=processor`` takes the processor's time of all threads, for a machine with other work.
 """
 
 from __future__ import annotations
@@ -11,11 +15,13 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from speed.summary import ratio
+from speed.turns import turns
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "layers" / "keras" / "cases"))
 
@@ -71,16 +77,12 @@ def _torch(layer: Any, x: Any, how: str) -> Callable[[], Any]:
     return lambda: torch.autograd.grad((layer(x, training=True) ** 3).mean(), [x, layer.gamma.value, layer.beta.value])
 
 
-def medians(calls: list[Callable[[], Any]]) -> list[float]:
-    """Milliseconds of each call; they take turns, so that a busy machine is unfair to none."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(REPEATS + 3):
-        for call, record in zip(calls, times, strict=True):
-            begin = time.perf_counter()
-            call()
-            if turn >= 3:
-                record.append(1e3 * (time.perf_counter() - begin))
-    return [statistics.median(record) for record in times]
+def print_row(what: str, calls: list[Callable[[], Any]], rounds: int = REPEATS) -> None:
+    """Times of ours and of theirs, and their ratio."""
+    ours, theirs = turns(calls, rounds)
+    found = ratio(ours, theirs)
+    times = f"{statistics.median(ours):.2f} | {statistics.median(theirs):.2f}"
+    print(f"| {what} | {times} | {found:.2f} ({found.low:.2f} to {found.high:.2f}) |", flush=True)
 
 
 def print_times(backend: str) -> None:
@@ -100,8 +102,25 @@ def print_times(backend: str) -> None:
             layers = (BatchNormalization(), keras.layers.BatchNormalization())
             for layer in layers:
                 layer.build(shape)
-            ours, theirs = medians([step_of(layer, x, how) for layer in layers])
-            print(f"| {how} | {shape} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} |", flush=True)
+            print_row(f"{how} | {shape}", [step_of(layer, x, how) for layer in layers])
+
+
+def print_training(backend: str) -> None:
+    """A whole training, as a user sees it: `fit` over the digits, a network of six norms, batches of 32."""
+    import keras
+    from digits import compiled, data, network
+
+    from batchnorm.keras import BatchNormalization
+
+    images, labels = (each[:1024] for each in data())
+
+    def fit_of(layer: Any) -> Callable[[], Any]:
+        keras.utils.set_random_seed(0)
+        model = compiled(network(layer))
+        return lambda: model.fit(images, labels, batch_size=32, verbose=0)
+
+    calls = [fit_of(layer) for layer in (BatchNormalization, keras.layers.BatchNormalization)]
+    print_row(f"{backend} | fit, 32 steps of (32, 8, 8, 1)", calls, REPEATS // 3)
 
 
 def print_accuracy(backend: str) -> None:
@@ -126,12 +145,14 @@ def print_accuracy(backend: str) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     if len(sys.argv) > 2:
-        {"times": print_times, "accuracy": print_accuracy}[sys.argv[2]](sys.argv[1])
+        {"times": print_times, "training": print_training, "accuracy": print_accuracy}[sys.argv[2]](sys.argv[1])
         return
+    columns = "ours, ms | Keras, ms | ours / Keras |\n|---|---|---|---|---|"
     heads = {
-        "times": "| how | shape | ours, ms | Keras, ms | ours / Keras |\n|---|---|---|---|---|",
+        "times": f"| how | shape | {columns}",
+        "training": f"| how | what | {columns}",
         "accuracy": f"| backend | statistics | {' | '.join(f'{s} steps' for s in STEPS)} |\n|---|---|---|---|---|---|",
     }
     for table, head in heads.items():

@@ -113,7 +113,7 @@ def _batch(outputs: Outputs, static: int | None, shape: tuple[int, ...], dtype: 
     if static is not None and not stacked:
         return Moments(static, high, low, variance)
     count = ops.full((), static, dtype=dtype) if static is not None else cast(outputs.count, dtype)
-    return Moments(xp.reshape(xp.broadcast_to(count, outputs.high.shape), shape), high, low, variance)
+    return Moments(xp.reshape(ops.broadcast_to(count, ops.shape(outputs.high)), shape), high, low, variance)
 
 
 def _followed(update: Any, rule: Rule, state: State, batch: Moments) -> tuple[State, Any]:
