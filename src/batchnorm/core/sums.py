@@ -1,8 +1,8 @@
 """Sums over axes for namespaces that add one number after another (TensorFlow on the CPU, NumPy over leading axes).
 
-Such a sum of n numbers is off by n roundings where they take sides. Axis by axis, and along an axis in runs, no number
-goes through more than a few dozen additions a stage; the sums of the runs are few, so the stages cost little more than
-the one pass over the data.
+Such a sum of n numbers is off by n roundings where they take sides. Summed in stages, no number goes through more than a
+few dozen additions in each of them; what is left after the first stage is little, so that the stages cost not much more
+than the one pass over the data.
 """
 
 from __future__ import annotations
@@ -17,14 +17,24 @@ LONGEST = 64
 
 
 def in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
-    """The sum over ``axes``, which stay with length 1; ``xp`` has ``shape`` and ``reshape`` besides ``sum``.
+    """The sum over ``axes``, which stay with length 1; ``xp`` has ``shape`` and ``reshape`` besides ``sum``, ``where``.
 
     An axis whose length is unknown, or has no divisors that would do, is summed twice: as it is, and what is left of
     it less its mean.
     """
-    for axis in reversed(axes):
-        values = _along(xp, values, axis)
-    return values
+    if not axes:
+        return values
+    cut = {axis: runs(length) if isinstance(length := values.shape[axis], int) else () for axis in axes}
+    added = sum(max(len(each), 1) - 1 for each in cut.values())
+    if added:
+        lengths = [cut.get(axis) or (length,) for axis, length in enumerate(xp.shape(values))]
+        values = xp.reshape(values, tuple(length for each in lengths for length in each))
+    for place, stage in enumerate(_stages(tuple((axis, cut[axis]) for axis in axes))):
+        if place:
+            # Equal to what it is, which XLA does not see: it would make one long sum of two stages.
+            values = xp.where(values == values, values, -values)
+        values = xp.sum(values, axis=stage, keepdims=True) if stage[0] >= 0 else _twice(xp, values, ~stage[0])
+    return xp.sum(values, axis=_surplus(cut)) if added else values
 
 
 @functools.lru_cache(maxsize=512)
@@ -45,17 +55,32 @@ def runs(length: int) -> tuple[int, ...]:
     return ()
 
 
-def _along(xp: Any, values: Any, axis: int) -> Any:
-    length = values.shape[axis]
-    cut = runs(length) if isinstance(length, int) else ()
-    if not cut:
-        return _twice(xp, values, axis)
-    if len(cut) > 1:
-        before, after = xp.shape(values)[:axis], xp.shape(values)[axis + 1 :]
-        values = xp.reshape(values, (*before, *cut, *after))
-        for place in range(axis + len(cut) - 1, axis, -1):
-            values = xp.sum(values, axis=place)
-    return xp.sum(values, axis=axis, keepdims=True)
+@functools.lru_cache(maxsize=512)
+def _stages(cut: tuple[tuple[int, tuple[int, ...]], ...]) -> tuple[tuple[int, ...], ...]:
+    """The axes of each stage, from the inner ones outwards; ``~axis`` of one that is summed twice."""
+    shift, lengths = 0, []
+    for axis, each in cut:
+        lengths += [(axis + shift + i, length) for i, length in enumerate(each)] or [(~(axis + shift), 0)]
+        shift += max(len(each), 1) - 1
+    stages: list[tuple[int, ...]] = []
+    additions = 0
+    for axis, length in reversed(lengths):
+        if length and stages and 0 < additions * max(length, 1) <= LONGEST:
+            stages[-1] = (axis, *stages[-1])
+            additions *= max(length, 1)
+        else:
+            stages.append((axis,))
+            additions = max(length, 1) if axis >= 0 else 0
+    return tuple(stages)
+
+
+def _surplus(cut: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    # Of each axis that was cut, all but one of the axes of length 1 that it has become.
+    shift, surplus = 0, list[int]()
+    for axis, each in cut.items():
+        surplus += range(axis + shift + 1, axis + shift + len(each))
+        shift += max(len(each), 1) - 1
+    return tuple(surplus)
 
 
 def _twice(xp: Any, values: Any, axis: int) -> Any:
