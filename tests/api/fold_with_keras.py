@@ -128,6 +128,7 @@ def main(folder):
     found["data"] = outcome(bn.fold(sequential(), data=np.ones((70, 6), "f4"), skip=["first"]))
     found["ours"] = outcome(bn.fold(ours()))
     found["custom"] = outcome(bn.fold(custom()))
+    odd(found)
     freezing(folder, found)
     (folder / "found.json").write_text(json.dumps(found))
 
@@ -187,6 +188,67 @@ def ours():
     return trained(
         keras.Sequential([*layers, L.Conv2D(4, 3, name="d"), BatchNormalization(name="acts", activation="relu")])
     )
+
+
+def masking():
+    """Keras writes a mask among the arguments of the call."""
+    x = keras.Input((6, 3))
+    return trained(keras.Model(x, norm(L.Dense(4, name="d")(L.Masking()(x)), "bn")))
+
+
+def unnamed():
+    """Two inputs whose names are those of their layers only once the model was saved."""
+    given = [keras.Input((3,)), keras.Input((3,))]
+    return trained(keras.Model(given, norm(L.Dense(4, name="d")(L.Add()(given)), "bn")))
+
+
+def keyed():
+    """A model made of a dict whose keys are not the names of the tensors."""
+    given = {"p": keras.Input((3,), name="a"), "q": keras.Input((3,), name="b")}
+    return trained(keras.Model(given, norm(L.Dense(4, name="d")(L.Add()(list(given.values()))), "bn")))
+
+
+def without_input():
+    """Its input has the length of the first batch, 16."""
+    model = keras.Sequential([L.Conv2D(4, 3, name="c"), L.BatchNormalization(name="bn"), L.ReLU()])
+    model(np.zeros((16, 8, 8, 3), "f4"))
+    return trained(model)
+
+
+def fed_by_itself():
+    """A nested model that gets what it gave: Keras counts its calls from 0, and from 1 in the list of outputs."""
+    inside = keras.Input((4,))
+    body = keras.Model(inside, norm(L.Dense(4, name="d")(inside), "bn"), name="body")
+    x = keras.Input((4,))
+    return trained(keras.Model(x, body(body(x))))
+
+
+def mixed(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        x = keras.Input((8, 8, 3))
+        y = norm(L.Conv2D(4, 3, name="d")(L.ReLU()(norm(L.Conv2D(4, 3, name="c")(x), "one"))), "two")
+        model = keras.Model(x, L.Dense(3, dtype="float32")(L.GlobalAveragePooling2D(dtype="float32")(y)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    return trained(model)
+
+
+def quantised():
+    model = sequential()
+    model.quantize("int8")
+    return model
+
+
+def odd(found):
+    """Networks on which folding once failed; with and without data where its batches could matter."""
+    models = {"masking": masking(), "unnamed": unnamed(), "keyed": keyed(), "without_input": without_input()}
+    models |= {"fed_by_itself": fed_by_itself(), "quantised": quantised()}
+    models |= {policy: mixed(policy) for policy in ("mixed_float16", "mixed_bfloat16")}
+    found["odd"] = {name: outcome(bn.fold(model)) for name, model in models.items()}
+    x = np.random.default_rng(0).normal(size=(10, 8, 8, 3)).astype("f4")
+    found["odd"]["batch"] = outcome(bn.fold(models["without_input"], data=x))
+    found["samples"] = bn.recalibrate(models["without_input"], x, batch_size=4).samples
 
 
 def freezing(folder, found):

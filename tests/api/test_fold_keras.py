@@ -129,6 +129,35 @@ def test_layers_of_this_package(found):
     assert found["ours"]["document"]["proof"]["holds"]
 
 
+@pytest.mark.parametrize("name", ["masking", "unnamed", "keyed", "without_input", "batch"])
+def test_inputs_of_every_sort(found, name):
+    one = found["odd"][name]
+    assert set(one["folded"]) == {"bn"}
+    assert one["document"]["proof"]["holds"]
+
+
+def test_a_batch_of_another_length_than_the_first(found):
+    assert [each["samples"] for each in found["odd"]["batch"]["document"]["proof"]["inputs"]] == [10, 10]
+    assert found["samples"] == 10
+
+
+def test_a_nested_model_that_is_fed_by_itself_is_shared(found):
+    assert "it is shared" in found["odd"]["fed_by_itself"]["refused"]["body/bn"]
+
+
+def test_quantised_kernels_are_called_that(found):
+    assert found["odd"]["quantised"]["refused"]["bn"] == "d is quantised"
+
+
+@pytest.mark.parametrize(("policy", "least"), [("mixed_float16", 1e-3), ("mixed_bfloat16", 1e-2)])
+def test_mixed_precision_has_the_bound_of_what_computes(found, policy, least):
+    """The weights are float32, and so is the output; what lies between rounds in 16 bits."""
+    proof = found["odd"][policy]["document"]["proof"]
+    assert set(found["odd"][policy]["folded"]) == {"one", "two"}
+    assert proof["holds"]
+    assert least < proof["tolerance"] == proof["bound"] < 20 * least
+
+
 def test_freezing_a_file_changes_one_flag(folder, found):
     one = found["frozen"]
     jsonschema.validate(one, json.loads((SCHEMAS / "freeze.json").read_text("utf-8")))

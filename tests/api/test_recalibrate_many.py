@@ -147,7 +147,7 @@ def test_a_copy_of_a_shard_counts_once(tmp_path, model):
     first, second = shards_of(model, tmp_path, [(0, 16), (16, 48)])
     copied = tmp_path / "copy.json"
     copied.write_bytes(first.read_bytes())
-    with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match="given twice, also as .*shard0"):
+    with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match=r"given twice, also as .*shard0"):
         merge(model, [first, second, copied])
 
 
@@ -262,9 +262,10 @@ def interrupted(model, place, data, **more):
                     raise KeyboardInterrupt
                 yield data[start : start + 8]
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("batchnorm.api.passes.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0))
-        bn.recalibrate(model, Broken(), checkpoint=place, **more)
+        with pytest.raises(KeyboardInterrupt):
+            bn.recalibrate(model, Broken(), checkpoint=place, **more)
     assert place.exists()
 
 
@@ -288,7 +289,7 @@ def test_a_damaged_checkpoint(tmp_path, model):
     document["moments"]["b1"].pop("m2")
     place.write_text(json.dumps(document))
     whole = [images(48)[start : start + 8] for start in range(0, 48, 8)]
-    with pytest.raises(bn.ArgumentError, match="--checkpoint: .*run.json is damaged"):
+    with pytest.raises(bn.ArgumentError, match=r"--checkpoint: .*run.json is damaged"):
         bn.recalibrate(model, whole, checkpoint=place)
     with pytest.raises(bn.ArgumentError, match="--checkpoint: cannot write"):  # before the work, not 30 s into it
         bn.recalibrate(model, whole, checkpoint=tmp_path / "none" / "run.json")

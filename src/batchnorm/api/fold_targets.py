@@ -91,7 +91,7 @@ class KerasTarget:
 
     def inputs(self) -> list[Input] | None:
         """See `Target`."""
-        from batchnorm.engines.keras import inputs_of
+        from batchnorm.engines.keras_inputs import inputs_of
 
         return inputs_of(self.live)
 

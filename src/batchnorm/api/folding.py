@@ -168,12 +168,18 @@ def _proved(target: Target, place: Path | None, skip: list[str], data: Any, seed
     changes = [Change(edit.operation, *edit.stored(), tuple(one.norm for one in edit.folds)) for edit in plan.edits]
     copy = target.folded(changes, place)
     tried = tuple(proved(read, copy, source, parts) for source, parts in given)
-    dtype = max((edit.dtype for edit in plan.edits), key=unit_roundoff)
+    dtype = max(_dtypes(plan, graph), key=unit_roundoff)
     proof = Proof(tried, tolerance(plan.terms, dtype), bound(plan.terms, dtype), len(plan.edits))
     if proof.holds:
         return _Found(plan, proof)
     moved = max(proved(read, Nudged(read), source, parts).max_rel for source, parts in given)
     return _Found(plan, proof, _why(plan, proof, read.layers, moved))
+
+
+def _dtypes(plan: Plan, graph: Graph) -> list[Any]:
+    """The types in which something rounds: of the new weights, and of any layer that computes in another one."""
+    computed = {str(each.settings["computes"]) for each in graph.operations if "computes" in each.settings}
+    return [*(edit.dtype for edit in plan.edits), *computed]
 
 
 def _inputs(target: Target, data: Any, seed: int) -> list[tuple[str, list[Any]]]:

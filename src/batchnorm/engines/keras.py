@@ -17,15 +17,14 @@ from batchnorm.core.protocols import Capture, Masked
 from batchnorm.errors import ArgumentError, MissingExtra, ModelFileError, Refused, UnknownLayer, require
 
 from .keras_calls import mask_of, padding_seen, replaced_call
+from .keras_inputs import given_inputs
 from .keras_state import called, same_variables
 from .randomness import random_state_kept
-from .session import Input, structured
+from .session import structured
 
 __all__ = [
     "array_of",
     "arrays",
-    "given_inputs",
-    "inputs_of",
     "is_live",
     "live_layers",
     "load_file",
@@ -99,16 +98,6 @@ def run_live(
 def live_layers(model: Any) -> list[tuple[str, Any]]:
     """Name and object of every batch normalization in a live Keras model, in the order of its layers."""
     return list(_named(model))
-
-
-def inputs_of(model: Any) -> list[Input] | None:
-    """What a functional or sequential model takes; None where it does not tell."""
-    given = getattr(model, "inputs", None)
-    if not given:
-        return None
-    return [
-        Input(str(one.name), tuple(one.shape), np.dtype(str(one.dtype).replace("bfloat16", "float32"))) for one in given
-    ]
 
 
 def is_live(value: Any) -> bool:
@@ -222,59 +211,6 @@ def _recorded(name: str, layer: Any, captured: Masked) -> AbstractContextManager
         return outputs
 
     return replaced_call(layer, call)
-
-
-def given_inputs(model: Any, x: Any) -> Any:
-    """The model's input as it takes it, of the right names and shapes.
-
-    Raises
-    ------
-    ArgumentError
-        Another name or shape; the message says what is wanted.
-    """
-    wanted: Any = getattr(model, "input_shape", None) if getattr(model, "inputs", None) else None
-    if isinstance(x, dict):
-        given = {str(key): np.asarray(value) for key, value in cast("dict[Any, Any]", x).items()}
-        _check_names(model, given)
-        return given
-    if isinstance(x, (list, tuple)) and isinstance(wanted, list):
-        many = [np.asarray(value) for value in cast("list[Any]", x)]
-        if len(many) != len(cast("list[Any]", wanted)):
-            raise ArgumentError(f"the model wants {len(cast('list[Any]', wanted))} inputs; got {len(many)}")
-        for array, shape, tensor in zip(many, cast("list[Any]", wanted), model.inputs, strict=True):
-            _check_shape(array, shape)
-            _check_type(array, str(tensor.dtype))
-        return many
-    array: NDArray[Any] = np.asarray(cast("Any", x))
-    if isinstance(wanted, tuple):
-        _check_shape(array, cast("tuple[int | None, ...]", wanted))
-        _check_type(array, str(model.inputs[0].dtype))
-    return array
-
-
-def _check_names(model: Any, given: dict[str, NDArray[Any]]) -> None:
-    shapes: dict[str, Any] = {tensor.name: tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or ()}
-    if shapes and set(given) != set(shapes):
-        raise ArgumentError(f"the model's inputs are named {', '.join(shapes)}; got {', '.join(given) or 'none'}")
-    for tensor in getattr(model, "inputs", None) or ():
-        _check_shape(given[tensor.name], shapes[tensor.name], f"input {tensor.name!r}")
-        _check_type(given[tensor.name], str(tensor.dtype))
-
-
-def _check_type(array: NDArray[Any], dtype: str) -> None:
-    """Text and complex numbers are none of a model's floating-point numbers; Keras would say so in a page."""
-    if "float" in dtype and array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise ArgumentError(f"the model wants its input of dtype {dtype}; got dtype {array.dtype}")
-
-
-def _check_shape(array: NDArray[Any], shape: Any, what: str = "its input") -> None:
-    wanted = cast("tuple[int | None, ...]", tuple(shape))
-    fits = array.ndim == len(wanted) and all(
-        length is None or length == got for length, got in zip(wanted, array.shape, strict=True)
-    )
-    if not fits:
-        shown = ", ".join("any" if length is None else str(length) for length in wanted)
-        raise ArgumentError(f"the model wants {what} of shape ({shown}), batch first; got {array.shape}")
 
 
 def arrays(outputs: Any) -> Any:

@@ -20,6 +20,8 @@ from . import keras as live
 from .calls import Call, Visit
 from .eager import Eager
 from .jax_memory import memory_of_jax
+from .keras_inputs import given_inputs
+from .keras_state import called
 from .randomness import random_state_kept
 from .torch_state import memory_of
 
@@ -58,12 +60,12 @@ class ModelBench(Eager):
         write(self._layers[layer], mean, variance)
 
     def _run(self, batch: Any, visit: Visit) -> Any:
-        inputs = live.given_inputs(self._model, batch)
+        inputs = given_inputs(self._model, batch)
         with contextlib.ExitStack() as stack:
             for record in self.records:
                 layer = self._layers[record.name]
                 stack.enter_context(live.replaced_call(layer, _seen(layer, record, visit)))
-            return self._model(inputs, training=False)
+            return called(self._model, inputs)
 
     def _kept(self, layer: str) -> Any:
         return [(held, live.array_of(held)) for held in _held(self._layers[layer])]

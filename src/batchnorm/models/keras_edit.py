@@ -89,7 +89,7 @@ def _bypass(settings: Config, members: list[Config], norm: Config) -> None:
     nodes = norm.get("inbound_nodes")
     if not nodes:
         return
-    (source,) = _tensors(nodes)
+    source = _tensors(nodes)[0]  # a mask may come with it, which inference does not look at
     name = str(norm.get("name"))
     for member in members:
         for tensor in _tensors(member.get("inbound_nodes")):

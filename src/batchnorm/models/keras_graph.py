@@ -68,7 +68,6 @@ class _Member:
     item: Config
     layer: Layer
     calls: list[_Call] = field(default_factory=list[_Call])
-    first: int = 0  # the number that references give its first call
 
 
 class _Builder:
@@ -122,8 +121,7 @@ class _Builder:
     ) -> list[str]:
         members = _members(items, parent)
         entries = list(_references(parent.config.get("input_layers"), members))
-        exits = list(_references(parent.config.get("output_layers"), members))
-        _number(members, exits)
+        exits = _counted_from_zero(members, list(_references(parent.config.get("output_layers"), members)))
         if not inputs:
             inputs.extend(f"{prefix}{name}" for name, _, _ in entries)
         values: dict[Reference, str] = dict(zip(entries, inputs, strict=False))
@@ -152,13 +150,12 @@ class _Builder:
         wanted: dict[tuple[str, int], set[int]],
         wrapper: str | None,
     ) -> None:
-        number = call.index + member.first
-        tensors = sorted(wanted.get((call.layer, number), {0}))
+        tensors = sorted(wanted.get((call.layer, call.index), {0}))
         base = f"{prefix}{call.layer}"
         names = [base if not (call.index or each) else f"{base}:{call.index}:{each}" for each in tensors]
         flowing = [values[each] for each in call.references]
         found = self._call(member.item, member.layer, prefix, flowing, call.node, names, wrapper, call.index)
-        values.update({(call.layer, number, each): name for each, name in zip(tensors, found, strict=False)})
+        values.update({(call.layer, call.index, each): name for each, name in zip(tensors, found, strict=False)})
 
     def _call(
         self,
@@ -217,13 +214,25 @@ def _members(items: list[Config], parent: Layer) -> dict[str, _Member]:
     return members
 
 
-def _number(members: dict[str, _Member], exits: list[Reference]) -> None:
-    """Keras 2 counts the calls of a nested model from 1: its own making is call 0, and not in the config."""
+def _counted_from_zero(members: dict[str, _Member], exits: list[Reference]) -> list[Reference]:
+    """References that count the calls of a layer from 0, in place; the same of the model's outputs is returned.
+
+    Keras 2 counts those of a nested model from 1: its own making is call 0, and not in the config. Keras 3 does so in
+    the list of outputs alone.
+    """
+    calls = [call for member in members.values() for call in member.calls]
+    within = [each for call in calls for each in call.references]
     last: dict[str, int] = {}
-    for name, node, _ in [*exits, *(r for m in members.values() for call in m.calls for r in call.references)]:
+    for name, node, _ in (*exits, *within):
         last[name] = max(last.get(name, 0), node)
-    for name, member in members.items():
-        member.first = 1 if member.calls and last.get(name, 0) == len(member.calls) else 0
+    late = {name for name, member in members.items() if member.calls and last.get(name, 0) == len(member.calls)}
+    for call in calls:
+        call.references = _earlier(call.references, late - {name for name, node, _ in within if not node})
+    return _earlier(exits, late)
+
+
+def _earlier(references: list[Reference], late: set[str]) -> list[Reference]:
+    return [(name, node - (name in late), tensor) for name, node, tensor in references]
 
 
 def _references(value: Any, members: dict[str, _Member]) -> Iterator[Reference]:

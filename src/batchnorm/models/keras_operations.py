@@ -39,7 +39,7 @@ def described(
     """The operation with its kind, weights and settings."""
     config = layer.config
     name = layer.kind.rpartition(">")[2]
-    settings = extra | {"storage": layer.storage, "path": layer.names}
+    settings = extra | {"storage": layer.storage, "path": layer.names, **_computes(config)}
     if (why := _unfoldable(item, config)) is not None:
         settings["unfoldable"] = why
     if is_norm_config(config):
@@ -66,9 +66,20 @@ def _unfoldable(item: Config, config: Config) -> str | None:
         return None
     if not is_builtin(item):
         return "is of a class of its own, which may do more"
+    policy: Any = config.get("dtype")
+    if isinstance(policy, dict) and "Quantized" in str(cast("Config", policy).get("class_name")):
+        return "is quantised"
     if config.get("lora_rank") is not None:
         return "adds a low-rank product (LoRA) to its kernel"
     return None
+
+
+def _computes(config: Config) -> dict[str, Any]:
+    """The type a layer computes in, where its policy has another one for its weights: mixed_float16, mixed_bfloat16."""
+    policy: Any = config.get("dtype")
+    while isinstance(policy, dict):
+        policy = cast("Config", policy).get("config", {}).get("name")
+    return {"computes": str(policy).removeprefix("mixed_")} if str(policy).startswith("mixed_") else {}
 
 
 def _kind(name: str, config: Config, operation: Operation, item: Config, node: Any) -> Kind:
