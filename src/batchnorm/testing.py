@@ -132,6 +132,8 @@ def _own(value: Any) -> dict[str, Any]:
 
 def _host(tensor: Any) -> Any:
     torch: Any = sys.modules["torch"]
+    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        return np.zeros(0)  # of a lazy module, before its first call
     # Every byte, whatever the type: NumPy has no bfloat16.
     host: Any = tensor.detach().cpu().contiguous().reshape(-1)
     return host.view(torch.uint8).numpy()

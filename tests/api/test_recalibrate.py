@@ -291,3 +291,38 @@ def test_weights_that_are_not_finite_are_refused(branches):
 def test_a_stream_joins_a_last_batch_of_one():
     assert [batch.samples for batch in Stream(images(9), 4)] == [4, 5]
     assert [batch.samples for batch in Stream(images(1), 4)] == [1]
+
+
+def test_a_loader_that_shuffles_leaves_the_random_state(branches):
+    """Its generator is seeded anew for each run through the data, from the global one."""
+    held = torch.utils.data.TensorDataset(torch.from_numpy(images(48)))
+    loader = torch.utils.data.DataLoader(held, batch_size=8, shuffle=True)
+    with bn.testing.assert_unchanged():
+        bn.recalibrate(branches, loader)
+        bn.recalibrate(branches, loader, method="sequential")
+
+
+def test_passes_that_are_repeated_are_counted():
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(0, 1, (50, 5)).astype("f")
+    assert bn.recalibrate(Recurrent(), x, method="sequential").passes > 2
+
+
+def test_an_iterator_without_labels_says_nothing_of_an_accuracy(branches):
+    found = bn.recalibrate(branches, iter([images(16), images(16, seed=1)]))
+    assert not any("accuracy" in note for note in found.notes)
+
+
+def test_a_result_that_cannot_be_written_keeps_the_checkpoint(tmp_path, branches, monkeypatch):
+    """Hours of work are in it."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    place, data = tmp_path / "run.json", [images(16)]
+    with bn.testing.assert_unchanged(branches), pytest.raises(bn.ArgumentError, match="No space left"):
+        bn.recalibrate(branches, data, method="sequential", out=tmp_path / "o.pt", checkpoint=place)
+    assert place.exists()
+    bn.recalibrate(branches, data, method="sequential", checkpoint=place)
+    assert not place.exists()

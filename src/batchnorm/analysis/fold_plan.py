@@ -273,6 +273,8 @@ def _opened(target: Operation) -> Edit:
         raise _No(f"the arrays of {target.name} cannot be read ({error})") from None
     if kernel.dtype.name not in FLOATS:
         raise _No(f"the kernel of {target.name} is quantised ({kernel.dtype})")
+    if bias is not None and bias.size > 1 and bias.shape[-1:] != (bias.size,):
+        raise _No(f"the bias of {target.name} has shape {bias.shape}, which is not one number a channel")
     try:
         return Edit(target, Linear.of(kernel, bias, target.settings, target.kind), kernel.dtype)
     except (ValueError, ZeroDivisionError):

@@ -21,7 +21,7 @@ from batchnorm.errors import ArgumentError, NoBatchNorm
 from batchnorm.models.change import Change
 
 from .epsilons import Epsilon
-from .fold_targets import Target, place_for, target_of
+from .fold_targets import Target, TorchTarget, place_for, target_of
 from .folded import Folding
 from .loading import check_epsilon, chosen, hashed, notes_of
 from .proving import Nudged, Proof, batches, first_that_runs, like, proved
@@ -47,6 +47,10 @@ AMPLIFIES = (
     "last digit."
 )
 NOTHING = "Nothing was folded, and nothing was written."
+GUESSED = (
+    "The shape of the input was guessed, {}. On (N, L, C) a Linear works on the last axis and a BatchNorm1d on the "
+    "second, and the folded module would be another; give data of the shape that you use, to have it proved on that."
+)
 OPTIMIZER = "The folded model is for inference: it is not compiled, and holds no optimizer."
 
 
@@ -125,6 +129,7 @@ class _Found:
     plan: Plan
     proof: Proof | None
     why: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -140,7 +145,7 @@ class _NotWrittenError(Exception):
 
 
 def _finished(found: _Found, about: dict[str, Any], target: Target, out: Any) -> Folding:
-    notes = [*about["notes"], *([] if found.why is None else [found.why])]
+    notes = [*about["notes"], *([] if found.why is None else [found.why]), *found.notes]
     if found.holds and target.model.format in ("keras", "hdf5"):
         notes.append(OPTIMIZER)
     return Folding(
@@ -162,7 +167,8 @@ def _proved(target: Target, place: Path | None, skip: list[str], data: Any, seed
         reasons = tuple(Refusal(record.name, f"the model shows no graph: {read.no_graph}") for record in read.layers)
         return _Found(Plan((), reasons), None, NOTHING)
     given = _inputs(target, data, seed)
-    plan = planned(graph, read.layers, _ranks(read, graph, given[0][1][0]), skip)
+    ranks = _ranks(read, graph, given[0][1][0])
+    plan = planned(graph, read.layers, ranks, skip)
     if not plan.folds:
         return _Found(plan, None, NOTHING)
     changes = [Change(edit.operation, *edit.stored(), tuple(one.norm for one in edit.folds)) for edit in plan.edits]
@@ -171,7 +177,8 @@ def _proved(target: Target, place: Path | None, skip: list[str], data: Any, seed
     dtype = max(_dtypes(plan, graph), key=unit_roundoff)
     proof = Proof(tried, tolerance(plan.terms, dtype), bound(plan.terms, dtype), len(plan.edits))
     if proof.holds:
-        return _Found(plan, proof)
+        guessed = isinstance(target, TorchTarget) and data is None and any(one.layer in ranks for one in plan.folds)
+        return _Found(plan, proof, notes=(GUESSED.format(_shape(given[0][1][0])),) if guessed else ())
     moved = max(proved(read, Nudged(read), source, parts).max_rel for source, parts in given)
     return _Found(plan, proof, _why(plan, proof, read.layers, moved))
 
@@ -225,6 +232,11 @@ def _ranks(read: Model, graph: Graph, x: Any) -> dict[str, int]:
         return {}
     _, calls = read.run(x, names)
     return {name: found[0][0].ndim for name, found in calls.items() if found}
+
+
+def _shape(x: Any) -> str:
+    arrays = cast("dict[str, Any]", x).values() if isinstance(x, dict) else [x]
+    return " and ".join(f"({', '.join(['N', *map(str, each.shape[1:])])})" for each in arrays)
 
 
 def _neighbours(graph: Graph, norm: Operation) -> list[Operation | None]:

@@ -65,6 +65,7 @@ class Outcome:
     accuracy: Sides | None = None
     notes: tuple[str, ...] = ()
     nothing: Mapping[str, str] = field(default_factory=dict[str, str])
+    finish: Callable[[], None] = lambda: None  # told once the result is where it belongs
 
 
 def recalibrate(
@@ -184,6 +185,7 @@ def recalibrate(
     )
     new = {name: (each.mean, each.variance) for name, each in done.found.items()}
     put(read, template, new, out, force)
+    done.finish()
     reasons |= {**done.nothing, **dict.fromkeys(done.unreached, UNREACHED)}
     return result(model, read, done, reasons, out, "debias" if debias else method)
 
@@ -325,7 +327,6 @@ class _Work:
         for name, each in found.items():
             self.bench.write(name, each.mean, each.variance)
         after = self._looked(trainable)
-        self.checkpoint.finish()
         return Outcome(
             found,
             unreached=names - set(reached),
@@ -335,6 +336,7 @@ class _Work:
             gap=_sides(before[0], after[0]),
             accuracy=_sides(before[1], after[1]),
             notes=self._notes(found, run.left_out),
+            finish=self.checkpoint.finish,
         )
 
     def _run(self, names: set[str], stack: contextlib.ExitStack) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -172,7 +173,9 @@ def refused(path: str, engine: str, error: Exception, way_out: str) -> ModelFile
 
 
 def structured(outputs: Any, convert: Callable[[Any], Any]) -> Any:
-    """Outputs in their structure of dictionaries and lists, each tensor converted."""
+    """Outputs in their structure of dictionaries and lists, each tensor converted; a dataclass is a dictionary."""
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        return {each.name: structured(getattr(outputs, each.name), convert) for each in dataclasses.fields(outputs)}
     if isinstance(outputs, dict):
         return {key: structured(value, convert) for key, value in cast("dict[Any, Any]", outputs).items()}
     if isinstance(outputs, (list, tuple)):

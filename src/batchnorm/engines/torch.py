@@ -79,7 +79,19 @@ def unchanged(model: Any) -> Generator[None]:
     """Training flags, parameters' bits where they are buffers, and the random state are as before, also after an error.
 
     Parameters are left alone: without gradients and an optimizer nothing writes to them.
+
+    Raises
+    ------
+    ArgumentError
+        A parameter gets its values by the first call, which would change the module.
     """
+    lazy: Any = require("torch.nn.parameter", "torch", PURPOSE).UninitializedParameter
+    unmade = next((name for name, held in model.named_parameters() if isinstance(held, lazy)), None)
+    if unmade is not None:
+        raise ArgumentError(
+            f"{type(model).__name__}: parameter {unmade!r} has no values yet. Call the module once on data, or load "
+            "its weights"
+        )
     flags = [(module, module.training) for module in model.modules()]
     with same_random_state(), same_numbers(model.buffers()):
         try:

@@ -35,10 +35,11 @@ KINDS: dict[str, Kind] = {
     "Pad": "pad",
     "Concat": "concat",
     "Identity": "identity",
-    "Cast": "identity",
     "Neg": "elementwise_linear",
     "Sum": "add",
 }  # fmt: skip
+FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+"""TensorProto.DataType of what a Cast may give."""
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
@@ -250,6 +251,11 @@ def _described(operation: Operation, scope: Scope, node: Node, flowing: int) -> 
         name = next((name for name in node.inputs if scope.constant(name) is not None), "")
         constant = scope.constant(name)
         return _Step(replace(operation, kind=kind), constant=None if constant is None else (name, constant))
+    if node.op == "Cast":
+        to = scope.attribute(node, "to")
+        dtype = FLOATS.get(0 if to is None else to.integer(3, 0))
+        kind = "other" if dtype is None else "identity"  # to whole numbers it is no mere name
+        return _Step(replace(operation, kind=kind, settings={**settings, "computes": dtype} if dtype else settings))
     return _Step(replace(operation, kind=KINDS.get(node.op, "other")))
 
 

@@ -30,6 +30,8 @@ DROPOUTS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "F
 STOCHASTIC_DEPTHS = ("StochasticDepth", "DropPath")
 PADS = ("ReflectionPad", "ReplicationPad", "ZeroPad", "ConstantPad", "CircularPad")
 SHOWN = 200
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+"""Class -> where the module is that it runs."""
 
 
 def graph_of(model: Any, names: dict[int, str]) -> Graph:
@@ -69,6 +71,9 @@ def traced(model: Any) -> Any:
 
     if not any(True for _ in model.children()):
         raise NoGraph("it is a single layer")
+    wrapper = type(model).__name__
+    if wrapper in WRAPPERS:
+        raise NoGraph(f"it is wrapped in {wrapper}; give the module inside, model.{WRAPPERS[wrapper]}")
     try:
         with unchanged(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,0 +1,159 @@
+"""Folding what users have and tests had not: guessed shapes, wrappers, odd outputs, casts, biases, files in the way."""
+
+import dataclasses
+import errno
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import batchnorm as bn
+from batchnorm.errors import ArgumentError
+from tests.api.test_fold import NORM, conv_norm, model_of, saved, trained, vectors
+
+torch = pytest.importorskip("torch", reason="live modules are PyTorch's")
+onnx = pytest.importorskip("onnx", reason="ONNX models are edited with it")
+pytest.importorskip("onnxruntime", reason="the proof runs in it")
+nn = torch.nn
+
+
+@dataclasses.dataclass
+class Outputs:
+    logits: object
+    hidden: object = None
+
+
+class Answering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return Outputs(self.b(self.c(x)))
+
+
+def test_a_guessed_shape_is_said():
+    """On (N, L, C) with as many places as channels the folded module is another one, and nothing but data can tell."""
+    model = trained(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)))
+    guessed = bn.fold(model)
+    assert guessed.holds
+    assert "guessed, (N, 5)" in guessed.notes[0]
+    assert not bn.fold(model, data=np.ones((4, 5), "f4")).notes
+    refused = bn.fold(model, data=np.ones((4, 5, 5), "f4")).refused
+    assert "it normalises axis 1 of 3" in refused[0].why
+    assert not bn.fold(trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))).notes
+
+
+def test_a_dataclass_of_outputs():
+    found = bn.fold(trained(Answering()))
+    assert found.holds
+    assert found.proof.inputs[0].max_y > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_a_wrapped_module_says_what_to_give():
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    for wrapped, way in ((nn.DataParallel(model), "model.module"), (torch.compile(model), "model._orig_mod")):
+        found = bn.fold(wrapped)
+        assert found.result is None
+        assert found.refused[0].why.endswith(f"give the module inside, {way}")
+
+
+def test_a_lazy_module_stays_lazy():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, of a feature in development
+        model = nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4))
+    x = np.ones((8, 3, 6, 6), "f4")
+    with bn.testing.assert_unchanged(model):
+        with pytest.raises(ArgumentError, match=r"parameter '0\.weight' has no values yet"):
+            bn.recalibrate(model, x)
+        found = bn.fold(model, data=x)
+    assert "has no values yet" in found.refused[0].why
+
+
+def test_data_that_are_not_finite_are_named(tmp_path):
+    place = saved(conv_norm(), tmp_path / "m.onnx")
+    x = np.ones((40, 3, 6, 6), "f4")
+    x[37, 0, 0, 0] = np.nan
+    for data in (x, [x[:30], x[30:]], {"x": x}):
+        with pytest.raises(ArgumentError, match="a NaN or an infinity in sample 37"):
+            bn.fold(place, tmp_path / "out.onnx", data=data)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(("to", "folds"), [(1, True), (10, True), (6, False)], ids=["float32", "float16", "int32"])
+def test_a_cast_is_a_mere_name_between_floats(tmp_path, to, folds):
+    node = onnx.helper.make_node
+    nodes = [node("Conv", ["x", "w"], ["a"], name="conv"), node("Cast", ["a"], ["h"], to=to),
+             node("Cast", ["h"], ["f"], to=1), node("BatchNormalization", ["f", *NORM], ["y"], name="bn")]  # fmt: skip
+    weights = {"w": np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype("f4")} | vectors(4)
+    found = bn.fold(saved(model_of(nodes, weights), tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert found.holds is folds
+    if folds:  # through 16 bits the network rounds in them, whatever its weights are
+        assert (found.proof.tolerance > 1e-3) is (to == 10)
+    else:
+        assert "another operation" in found.refused[0].why
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 4)])
+def test_a_bias_that_is_not_one_number_a_channel(tmp_path, shape):
+    node, rng = onnx.helper.make_node, np.random.default_rng(0)
+    nodes = [node("Gemm", ["x", "w", "b"], ["a"], name="g"),
+             node("BatchNormalization", ["a", *NORM], ["y"], name="bn")]  # fmt: skip
+    weights = {"w": rng.normal(size=(3, 4)).astype("f4"), "b": rng.normal(size=shape).astype("f4")} | vectors(4)
+    found = bn.fold(saved(model_of(nodes, weights, shape=(4, 3)), tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert f"the bias of g has shape {shape}" in found.refused[0].why
+
+
+def external(folder, data):
+    """An ONNX model whose arrays lie in a file of another name beside it."""
+    onnx.save(conv_norm(), folder / "m.onnx", save_as_external_data=True, location=data, size_threshold=0)
+    return folder / "m.onnx"
+
+
+def test_the_data_of_the_input_are_not_written_over(tmp_path):
+    place = external(tmp_path, "out.onnx.data")
+    with bn.testing.assert_unchanged(tmp_path), pytest.raises(ArgumentError, match="is the input"):
+        bn.fold(place, tmp_path / "out.onnx", force=True)
+
+
+@pytest.mark.parametrize("what", ["recalibrate", "freeze"])
+def test_a_full_disk_leaves_no_copied_data(tmp_path, monkeypatch, what):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    model = conv_norm() if what == "recalibrate" else conv_norm(opset=15)
+    if what == "freeze":
+        model.graph.node[1].attribute.append(onnx.helper.make_attribute("training_mode", 1))
+        model.graph.node[1].output.extend(["m2", "v2"])
+    place = tmp_path / "here" / "m.onnx"
+    onnx.save(model, place, save_as_external_data=True, location="m.bin", size_threshold=0)
+    own = Path.write_bytes
+
+    def full(self, data):
+        if self.parent.name == "there":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return own(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    out = tmp_path / "there" / "o.onnx"
+    more = {} if what == "freeze" else {"data": np.random.default_rng(0).normal(size=(8, 3, 6, 6)).astype("f4")}
+    with pytest.raises(ArgumentError, match="No space left on device"):
+        getattr(bn, what)(place, out=out, **more)
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_data_outside_the_models_folder_are_not_copied(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    place = external(tmp_path / "here", "m.bin")
+    model = onnx.load(place, load_external_data=False)
+    model.graph.node[1].attribute.append(onnx.helper.make_attribute("training_mode", 1))
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../here/m.bin"
+    place.write_bytes(model.SerializeToString())
+    with pytest.raises(bn.BatchnormError):
+        bn.freeze(place, tmp_path / "there" / "o.onnx")
+    assert not list((tmp_path / "there").iterdir())
