@@ -1,10 +1,18 @@
 """Live networks of the corpus: built by their settings, and filled from a file's arrays."""
 
-from safetensors.numpy import load_file
 
+def build(kind, settings, weights):
+    """A network in inference mode; ``settings`` are Flax' alone."""
+    if settings:
+        from safetensors.numpy import load_file
 
-def build(arch, settings, weights):
-    """A network in inference mode."""
-    from tests.corpus.holdout import flax_networks
+        from tests.corpus.holdout import flax_networks
 
-    return flax_networks.live(arch, settings, load_file(weights))
+        return flax_networks.live(kind, settings, load_file(weights))
+    from safetensors.torch import load_file as load_tensors
+
+    from tests.corpus.torch_wiring import network
+
+    net = network(kind)
+    net.load_state_dict(load_tensors(weights), strict=False)
+    return net.eval()

@@ -27,6 +27,8 @@ DEAD_GAMMA = 1e-3
 """Of the layer's 95th percentile; what passes such a channel is below the noise of half precision."""
 NO_GAMMA = 1e-6
 """Below it a gamma is 0 whatever the others are: after the nearest convolution's weights nothing of it shows."""
+LARGE_GAMMA = 10.0
+"""No usual gamma is larger: beside one that exploded, the others are not dead."""
 MOST_NAMED = 4
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -67,7 +69,8 @@ def dead(record: LayerRecord) -> Mask:
     if record.gamma is None:
         return np.zeros(record.channels, bool)
     size = np.abs(wide(record.gamma))
-    return (size < DEAD_GAMMA * np.percentile(size, 95)) | (size < NO_GAMMA)
+    usual = min(float(np.percentile(size, 95)), LARGE_GAMMA)
+    return (size < DEAD_GAMMA * usual) | (size < NO_GAMMA)
 
 
 def near_epsilon(record: LayerRecord) -> Mask:

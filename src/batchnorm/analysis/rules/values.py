@@ -183,6 +183,7 @@ def exploding_scale(record: LayerRecord) -> Hit | None:
     if not of.held(record):
         return None
     usual = ~(of.constant(record) | of.dead(record) | of.near_epsilon(record)) & (of.variance(record) >= 0)
+    usual &= np.isfinite(of.variance(record))
     scale = of.scale(record, LARGEST_USUAL_EPSILON)
     if not (usual & np.isfinite(scale)).any():
         return None
