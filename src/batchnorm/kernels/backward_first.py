@@ -34,15 +34,18 @@ from .block import (
     Y,
 )
 from .intrinsics import (
+    ahead,
     first_lanes,
     get_int,
     has_mask,
     has_residual,
     itemsize,
     lanes,
+    lines,
     load,
     load_flags,
     load_some,
+    prefetch,
     prefetch_to_write,
     spread_wide,
     store,
@@ -51,7 +54,7 @@ from .intrinsics import (
     streams,
 )
 from .vectors import add_to, counted, fma, load_sums, select, splat, store_sums
-from .walk_first import ROOM, plane_at
+from .walk_first import ROOM, jump_after, plane_at
 
 __all__ = ["add", "apply", "both"]
 
@@ -98,6 +101,11 @@ def both(block, plane, channel, next_plane, next_channel, count, sums, spec):
     """`apply` to ``count`` planes from ``channel`` on, and `add` to as many from ``next_channel`` on."""
     at, to = _read_at(block, next_plane, next_channel), _write_at(block, plane, channel, spec)
     n, stop = lanes(spec), get_int(block, LENGTH)
+    jumps = (
+        *jump_after(block, X, next_plane, 1, next_channel, count),
+        *jump_after(block, GRAD, next_plane, 1, next_channel, count),
+        *jump_after(block, RESIDUAL, next_plane, 1, next_channel, count),
+    )
     for c in range(count):
         forward, how = _forward(block, next_channel + c, spec), _backward(block, channel + c, spec)
         totals = load_sums(spec, sums, 0), load_sums(spec, sums, 16)
@@ -106,6 +114,7 @@ def both(block, plane, channel, next_plane, next_channel, count, sums, spec):
             until = min(stop - 2 * n, i + 2 * n * (FLUSH - 1))
             four = _nothing(spec)
             while i <= until:
+                _fetch(at, i, jumps, spec)
                 four = _add_two(at, i, forward, four, spec)
                 if j + 2 * n <= stop:
                     _write(to, j, how, spec)
@@ -146,6 +155,24 @@ def _forward(block, channel, spec):
         spread_wide(spec, work, SCALE * pitch + channel),
         spread_wide(spec, work, SHIFT * pitch + channel),
     )
+
+
+@njit(error_model="numpy")
+def _fetch(at, i, jumps, spec):
+    """Ask for what will be read after a while in place of two vectors."""
+    x, x0, g, g0, r, r0, _, _, _ = at
+    _fetch_two(x, x0 + i, jumps[0], jumps[1], spec)
+    _fetch_two(g, g0 + i, jumps[2], jumps[3], spec)
+    if has_residual(spec):
+        _fetch_two(r, r0 + i, jumps[4], jumps[5], spec)
+
+
+@njit(error_model="numpy")
+def _fetch_two(x, index, end, jump, spec):
+    later = index + ahead(spec)
+    later = later + jump if later >= end else later
+    for k in range(0, 2, lines(spec)):
+        prefetch(x + (later + k * lanes(spec)) * itemsize(spec))
 
 
 @njit(error_model="numpy")

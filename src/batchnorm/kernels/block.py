@@ -17,8 +17,6 @@ GROUP, SEGMENT, SEGMENTS, UNITS = 7, 8, 9, 10
 """Planes (or rows) and elements of a unit of work; units a plane; units of a channel. They follow from the shape."""
 TOGETHER, PITCH, COLUMNS = 11, 12, 13
 """Channels of short planes that are taken together; length of a row of coefficients, by channel and by column."""
-TILE, WRITE_TILE = 59, 65
-"""Rows of a tile, when they are summed and when they are written."""
 BOTH = 58
 """Address of the leaf that writes a channel and sums the next one, or 0: where one is done after the other."""
 X, Y, RESIDUAL, GRAD, RESIDUAL_GRAD = 14, 18, 22, 26, 30
@@ -34,9 +32,9 @@ TRAINING, AGAIN = 56, 57
 """Whether the statistics are the batch's; set where some channel's sums must be taken again."""
 DOUBLE, ELEMENT = 60, 61
 """Whether the arithmetic is float64; the number of the element type in `ELEMENTS`."""
-ADD, APPLY, BACKWARD = 62, 63, 64
+ADD, APPLY, BACKWARD = 59, 62, 63
 """Addresses of the leaves; whether the walk is the way back."""
-SLOTS = 66
+SLOTS = 64
 
 ELEMENTS = ("float32", "float64", "bfloat16", "float16")
 

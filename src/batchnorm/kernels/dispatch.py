@@ -33,8 +33,8 @@ PAST_CACHES = 16 * 1024 * 1024
 """Bytes of the output from which it is written past the caches."""
 FEW = 16
 """Fewer channels than this are divided among the threads by units."""
-RUN, ROWS = 4096, 8192
-"""Elements of adjacent short planes, and of a tile of rows, that are taken together."""
+RUN = 4096
+"""Elements of adjacent short planes that are taken together."""
 TOGETHER = 64
 """Channels of short planes, at most, that are taken together."""
 LINE = 64
@@ -152,8 +152,6 @@ def job(
     template[at.ADD], template[at.APPLY], template[at.BACKWARD] = add, apply, direction == "backward"
     if nbytes >= PAST_CACHES and not mask and phases[0][0] == at.WHOLE:
         template[at.BOTH] = launch.leaf(f"{name} both", dtype, activation, residual, False, stream)
-    # Half a cache line a vector: row by row, or lines would be written past the caches in two pieces.
-    template[at.WRITE_TILE] = 1 if stream and size == 2 else template[at.TILE]
     template[at.DOUBLE], template[at.ELEMENT] = wide == 8, at.ELEMENTS.index(dtype)
     offset, work = work if by_column else 0, work + by_column
     return Job(layout, template, operands, launch.walk(layout.kind), phases, offset, work, sums, work + sums + own)
@@ -190,7 +188,6 @@ def _template(
         at.PITCH: pitch,
         at.COLUMNS: columns,
         at.COUNT: layout.count,
-        at.TILE: max(4, min(32, ROWS // layout.length) // 4 * 4),
     }
     for slot, steps in zip(operands, layout.strides, strict=True):
         values |= {slot + 1 + i: step for i, step in enumerate(steps)}

@@ -16,15 +16,18 @@ from numba import njit
 from .activations import activate
 from .block import LENGTH, MASK, PITCH, RESIDUAL, WORK, X, Y
 from .intrinsics import (
+    ahead,
     first_lanes,
     get_int,
     has_mask,
     has_residual,
     itemsize,
     lanes,
+    lines,
     load,
     load_flags,
     load_some,
+    prefetch,
     prefetch_to_write,
     spread_wide,
     store,
@@ -33,12 +36,13 @@ from .intrinsics import (
     streams,
 )
 from .vectors import add_to, fma, load_sums, select, splat, store_sums
-from .walk_first import ROOM, plane_at
+from .walk_first import ROOM, jump_after, plane_at
 
-__all__ = ["add", "apply", "both"]
+__all__ = ["SOON", "add", "apply", "both", "fetch_four"]
 
 FLUSH = 64
 """Additions a lane makes in float32 before it is added in float64."""
+FAR = 1 << 62
 SOON = 8
 """Vectors between the one that is written and the one whose line is asked for."""
 
@@ -99,6 +103,15 @@ def _four(x, index, shift, spec):
 
 
 @njit(error_model="numpy")
+def fetch_four(x, index, end, jump, spec):
+    """Ask for what will be read after a while in place of four vectors; beyond ``end`` it lies ``jump`` further on."""
+    later = index + ahead(spec)
+    later = later + jump if later >= end else later
+    for k in range(0, 4, lines(spec)):
+        prefetch(x + (later + k * lanes(spec)) * itemsize(spec))
+
+
+@njit(error_model="numpy")
 def _add_rest(x, base, i, stop, shift, total_d, total_q, sums, spec):
     """What is less than four vectors; then the sums go back to memory."""
     n, nothing = lanes(spec), splat(spec, 0.0)
@@ -126,6 +139,10 @@ def apply(block, plane, channel, count, start, stop, _sums, spec):
         shift = spread_wide(spec, work, 2 * pitch + c)
         i = start + _head(x, x0 + start, y, y0 + start, r, r0 + start, stop - start, high, scale, shift, spec)
         while i + 4 * n <= stop:
+            if streams(spec):
+                fetch_four(x, x0 + i, FAR, 0, spec)
+                if has_residual(spec):
+                    fetch_four(r, r0 + i, FAR, 0, spec)
             _write(x, x0 + i, y, y0 + i, r, r0 + i, high, scale, shift, spec)
             _write(x, x0 + i + n, y, y0 + i + n, r, r0 + i + n, high, scale, shift, spec)
             _write(x, x0 + i + 2 * n, y, y0 + i + 2 * n, r, r0 + i + 2 * n, high, scale, shift, spec)
@@ -182,6 +199,8 @@ def both(block, plane, channel, next_plane, next_channel, count, sums, spec):
     y, y0 = get_int(block, Y), plane_at(block, Y, plane, channel)
     r, r0 = get_int(block, RESIDUAL), plane_at(block, RESIDUAL, plane, channel)
     base, nothing = plane_at(block, X, next_plane, next_channel), splat(spec, 0.0)
+    end, jump = jump_after(block, X, next_plane, 1, next_channel, count)
+    r_end, r_jump = jump_after(block, RESIDUAL, plane, -1, channel, count)
     x_step, y_step, r_step = get_int(block, X + 3), get_int(block, Y + 3), get_int(block, RESIDUAL + 3)
     for c in range(count):
         high, scale = spread_wide(spec, work, channel + c), spread_wide(spec, work, pitch + channel + c)
@@ -193,6 +212,9 @@ def both(block, plane, channel, next_plane, next_channel, count, sums, spec):
             s0, s1, s2, s3 = nothing, nothing, nothing, nothing
             q0, q1, q2, q3 = nothing, nothing, nothing, nothing
             while i <= until:
+                fetch_four(x, base + i, end, jump, spec)
+                if has_residual(spec):
+                    fetch_four(r, r0 + i, r_end, r_jump, spec)
                 d0, d1, d2, d3 = _four(x, base + i, around, spec)
                 s0, s1, s2, s3 = s0 + d0, s1 + d1, s2 + d2, s3 + d3
                 q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)

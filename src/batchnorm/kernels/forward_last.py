@@ -1,17 +1,21 @@
 """Training forward and inference, channels last: what is done to the elements of some rows.
 
-As `forward_first`. A vector holds adjacent columns; over the rows of a tile its sums stay in registers.
+As `forward_first`. Memory is read and written in its own order, row by row; a vector holds adjacent columns, and the
+columns' sums stay in the first-level cache.
 """
 
 # Numba's decorators are untyped, and what they wrap is checked by Numba, not as Python.
 # pyright: basic, reportMissingTypeStubs=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportOperatorIssue=false
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 from __future__ import annotations
 
+from numba import njit
+
 from .activations import activate
-from .block import BY_COLUMN, COLUMNS, MASK, RESIDUAL, TILE, WRITE_TILE, X, Y
+from .block import BY_COLUMN, COLUMNS, MASK, RESIDUAL, X, Y
 from .intrinsics import (
+    ahead,
     first_lanes,
     get_byte,
     get_int,
@@ -23,6 +27,7 @@ from .intrinsics import (
     load_some,
     load_wide,
     prefetch,
+    prefetch_to_write,
     store,
     store_past,
     store_some,
@@ -33,89 +38,121 @@ from .intrinsics import (
 from .vectors import add_to, fma, load_sums, select, splat, store_sums
 from .walk_last import row_at
 
-__all__ = ["add", "apply"]
+__all__ = ["add", "apply", "clear", "flush"]
+
+SOON = 8
+"""Vectors between the one that is written and the one whose line is asked for."""
 
 
 def add(block, first, stop, limit, own, place, _more, spec):
     """Add ``x - shift`` and its square, of the first ``limit`` columns, to the sums at ``place``."""
-    x, start, step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
+    x, index, step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
     columns, by_column, flags = get_int(block, COLUMNS), get_int(block, BY_COLUMN), get_int(block, MASK)
-    n, nothing = lanes(spec), splat(spec, 0.0)
     second = own + columns * widesize(spec)
-    for i in range(0, 2 * columns, n):
-        store_wide(spec, own, i, nothing)
-    tile = get_int(block, TILE)
-    for low in range(first, stop, tile):
-        high = min(stop, low + tile)
-        for column in range(0, limit, n):
-            index = start + (low - first) * step + column
-            shift = load_wide(spec, by_column, column)
-            s0, q0 = load_wide(spec, own, column), load_wide(spec, second, column)
-            s1, s2, s3, q1, q2, q3 = nothing, nothing, nothing, nothing, nothing, nothing
-            row = low
-            if not has_mask(spec) and column + n <= limit:
-                while row + 4 <= high:
-                    d0, d1 = load(spec, x, index) - shift, load(spec, x, index + step) - shift
-                    d2, d3 = load(spec, x, index + 2 * step) - shift, load(spec, x, index + 3 * step) - shift
-                    for k in range(4):
-                        prefetch(x + (index + (k + tile) * step) * itemsize(spec))
-                    s0, s1, s2, s3 = s0 + d0, s1 + d1, s2 + d2, s3 + d3
-                    q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
-                    index += 4 * step
-                    row += 4
-                s0, q0 = (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
-            some = min(n, limit - column)
-            inside = first_lanes(spec, some)
-            while row < high:
-                if not has_mask(spec) or get_byte(flags, row) != 0:
-                    d0 = select(inside, load_some(spec, x, index, some) - shift, nothing)
-                    s0, q0 = s0 + d0, fma(d0, d0, q0)
-                index += step
-                row += 1
-            store_wide(spec, own, column, s0)
-            store_wide(spec, second, column, q0)
-    for i in range(0, 2 * columns, n):
+    clear(own, columns, spec)
+    row = first
+    while not has_mask(spec) and row + 4 <= stop:
+        _add_four(x, index, step, limit, by_column, own, second, spec)
+        index += 4 * step
+        row += 4
+    while row < stop:
+        if not has_mask(spec) or get_byte(flags, row) != 0:
+            _add_one(x, index, limit, by_column, own, second, spec)
+        index += step
+        row += 1
+    flush(own, place, columns, spec)
+
+
+@njit(error_model="numpy")
+def clear(own, columns, spec):
+    """Begin the columns' two sums in the arithmetic's type."""
+    for i in range(0, 2 * columns, lanes(spec)):
+        store_wide(spec, own, i, splat(spec, 0.0))
+
+
+@njit(error_model="numpy")
+def flush(own, place, columns, spec):
+    """Add them to those in float64."""
+    for i in range(0, 2 * columns, lanes(spec)):
         store_sums(spec, place, i, add_to(load_sums(spec, place, i), load_wide(spec, own, i)))
 
 
+@njit(error_model="numpy")
+def _add_four(x, index, step, limit, by_column, own, second, spec):
+    # Four rows in pairs: fewer roundings, and a quarter of the traffic of the sums.
+    n = lanes(spec)
+    column = 0
+    while column + n <= limit:
+        shift, i = load_wide(spec, by_column, column), index + column
+        for k in range(4):
+            prefetch(x + (i + k * step + ahead(spec)) * itemsize(spec))
+        d0, d1 = load(spec, x, i) - shift, load(spec, x, i + step) - shift
+        d2, d3 = load(spec, x, i + 2 * step) - shift, load(spec, x, i + 3 * step) - shift
+        _gather(own, second, column, d0, d1, d2, d3, spec)
+        column += n
+    if column < limit:
+        some = limit - column
+        d0, d1 = _some(x, index, column, some, by_column, spec), _some(x, index + step, column, some, by_column, spec)
+        index += 2 * step
+        d2, d3 = _some(x, index, column, some, by_column, spec), _some(x, index + step, column, some, by_column, spec)
+        _gather(own, second, column, d0, d1, d2, d3, spec)
+
+
+@njit(error_model="numpy")
+def _gather(own, second, column, d0, d1, d2, d3, spec):
+    squares = fma(d0, d0, d1 * d1) + fma(d2, d2, d3 * d3)
+    store_wide(spec, own, column, load_wide(spec, own, column) + ((d0 + d1) + (d2 + d3)))
+    store_wide(spec, second, column, load_wide(spec, second, column) + squares)
+
+
+@njit(error_model="numpy")
+def _some(x, index, column, some, by_column, spec):
+    """The differences of the last columns, 0 beyond them."""
+    d = load_some(spec, x, index + column, some) - load_wide(spec, by_column, column)
+    return select(first_lanes(spec, some), d, splat(spec, 0.0))
+
+
+@njit(error_model="numpy")
+def _add_one(x, index, limit, by_column, own, second, spec):
+    for column in range(0, limit, lanes(spec)):
+        d = _some(x, index, column, min(lanes(spec), limit - column), by_column, spec)
+        store_wide(spec, own, column, load_wide(spec, own, column) + d)
+        store_wide(spec, second, column, fma(d, d, load_wide(spec, second, column)))
+
+
 def apply(block, first, stop, limit, _own, _place, _more, spec):
-    """Write ``activation((x - high)*scale + shift + residual)``, from the last row to the first."""
-    by_column, columns, n, tile = (
-        get_int(block, BY_COLUMN),
-        get_int(block, COLUMNS),
-        lanes(spec),
-        get_int(block, WRITE_TILE),
-    )
-    x, x_start, x_step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
-    y, y_start, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
-    r, r_start, r_step = get_int(block, RESIDUAL), row_at(block, RESIDUAL, first), get_int(block, RESIDUAL + 2)
-    ahead = get_int(block, TILE)
-    high_row = stop
-    while high_row > first:
-        low = max(first, high_row - tile)
-        for column in range(0, limit, n):
-            high = load_wide(spec, by_column, column)
-            scale = load_wide(spec, by_column, columns + column)
-            shift = load_wide(spec, by_column, 2 * columns + column)
-            x0, y0 = x_start + (low - first) * x_step + column, y_start + (low - first) * y_step + column
-            r0 = r_start + (low - first) * r_step + column
-            some = min(n, limit - column)
-            for _ in range(high_row - low):
-                if some == n:
-                    z = fma(load(spec, x, x0) - high, scale, shift)
-                    if has_residual(spec):
-                        z = z + load(spec, r, r0)
-                    if streams(spec):
-                        store_past(spec, y, y0, activate(spec, z))
-                    else:
-                        store(spec, y, y0, activate(spec, z))
-                    prefetch(x + (x0 - ahead * x_step) * itemsize(spec))
-                else:
-                    z = fma(load_some(spec, x, x0, some) - high, scale, shift)
-                    if has_residual(spec):
-                        z = z + load_some(spec, r, r0, some)
-                    store_some(spec, y, y0, activate(spec, z), some)
-                x0 += x_step
-                y0 += y_step
-                r0 += r_step
-        high_row = low
+    """Write ``activation((x - high)*scale + shift + residual)``."""
+    by_column, columns, n = get_int(block, BY_COLUMN), get_int(block, COLUMNS), lanes(spec)
+    x, x0, x_step = get_int(block, X), row_at(block, X, first), get_int(block, X + 2)
+    y, y0, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
+    r, r0, r_step = get_int(block, RESIDUAL), row_at(block, RESIDUAL, first), get_int(block, RESIDUAL + 2)
+    for _ in range(stop - first):
+        column = 0
+        while column + n <= limit:
+            z = load(spec, x, x0 + column)
+            r1 = load(spec, r, r0 + column) if has_residual(spec) else z
+            z = _normalized(z, r1, by_column, columns, column, spec)
+            if streams(spec):
+                prefetch(x + (x0 + column + ahead(spec)) * itemsize(spec))
+                if has_residual(spec):
+                    prefetch(r + (r0 + column + ahead(spec)) * itemsize(spec))
+                store_past(spec, y, y0 + column, z)
+            else:
+                prefetch_to_write(y + (y0 + column + SOON * n) * itemsize(spec))
+                store(spec, y, y0 + column, z)
+            column += n
+        if column < limit:
+            some = limit - column
+            z = load_some(spec, x, x0 + column, some)
+            r1 = load_some(spec, r, r0 + column, some) if has_residual(spec) else z
+            store_some(spec, y, y0 + column, _normalized(z, r1, by_column, columns, column, spec), some)
+        x0, y0, r0 = x0 + x_step, y0 + y_step, r0 + r_step
+
+
+@njit(error_model="numpy")
+def _normalized(x, r, by_column, columns, column, spec):
+    high, scale = load_wide(spec, by_column, column), load_wide(spec, by_column, columns + column)
+    z = fma(x - high, scale, load_wide(spec, by_column, 2 * columns + column))
+    if has_residual(spec):
+        z = z + r
+    return activate(spec, z)

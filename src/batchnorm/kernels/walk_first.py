@@ -47,7 +47,7 @@ from .settle import (
     update_moving,
 )
 
-__all__ = ["ROOM", "plane_at", "walk"]
+__all__ = ["ROOM", "jump_after", "plane_at", "walk"]
 
 ROOM = 2 * 16
 """Numbers that a leaf adds to: two sums, by lane."""
@@ -62,6 +62,15 @@ def plane_at(block, tensor, plane, channel):
     outer = 0 if plane < inner else plane // inner  # a division takes as long as twenty vectors
     index = outer * get_int(block, tensor + 1) + (plane - outer * inner) * get_int(block, tensor + 2)
     return index + channel * get_int(block, tensor + 3)
+
+
+@njit(error_model="numpy")
+def jump_after(block, tensor, plane, step, channel, count):
+    """Where adjacent channels' planes end, and how far from there those of the plane ``step`` further on begin."""
+    begin = plane_at(block, tensor, plane, channel)
+    return begin + count * get_int(block, at.LENGTH), plane_at(block, tensor, max(0, plane + step), channel) - begin - (
+        count * get_int(block, at.LENGTH)
+    )
 
 
 @njit(error_model="numpy")

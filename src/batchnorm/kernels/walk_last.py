@@ -1,10 +1,11 @@
 """Walking a tensor whose channels lie side by side (NHWC): whole rows.
 
 Rows are divided into units by the shape alone, and their sums are added in their order: the same bits at any number of
-threads. The output is written from the last row to the first, because the last ones are still in the cache. Narrow rows
-are taken several at a time as one wide row, so that vectors are full; each of its columns then has its own sums, added
-up where the statistics are settled. What is done to the elements is the business of two leaves, whose addresses the
-block holds; they take rows that are evenly spaced and equally long.
+threads. The output is written from the last unit to the first, because the last ones are still in the cache; a unit is
+written in the order of memory, in which the processor reads ahead by itself. Narrow rows are taken several at a time as
+one wide row, so that vectors are full; each of its columns then has its own sums, added up where the statistics are
+settled. What is done to the elements is the business of two leaves, whose addresses the block holds; they take rows
+that are evenly spaced and equally long.
 """
 
 # Numba's decorators are untyped, and what they wrap is checked by Numba, not as Python.
@@ -113,17 +114,12 @@ def _sum_unit(block, unit, own):
 
 @njit(error_model="numpy")
 def _apply_unit(block, unit):
-    """The same pieces, from the last to the first."""
-    start = unit * get_int(block, at.GROUP)
-    stop = min(_rows(block), start + get_int(block, at.GROUP))
-    inner = get_int(block, at.INNER)
-    short = get_int(block, TAIL) != get_int(block, LENGTH)
-    while stop > start:
-        row = max(start, (stop - 1) // inner * inner, stop - FLUSH)
-        if short and stop == _rows(block):
-            row = stop - 1
-        visit(get_int(block, APPLY), block, row, stop, _limit(block, stop), 0, 0, 0)
-        stop = row
+    row = unit * get_int(block, at.GROUP)
+    stop = min(_rows(block), row + get_int(block, at.GROUP))
+    while row < stop:
+        end = _span(block, row, stop)
+        visit(get_int(block, APPLY), block, row, end, _limit(block, end), 0, 0, 0)
+        row = end
 
 
 @njit(error_model="numpy")
