@@ -17,10 +17,9 @@ import time
 
 import ml_dtypes  # noqa: F401 - makes "bfloat16" a name NumPy knows
 import numpy as np
-from numba import njit, prange
+from speed.engines import copy_kernel
 
-from batchnorm.kernels import cpu, launch
-from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams, visit
+from batchnorm.kernels import cpu
 from batchnorm.kernels.pool import BIG, allocate
 
 SHAPES = [
@@ -30,42 +29,6 @@ SHAPES = [
     (8, 64, 56, 56),
     (1, 64, 56, 56),
 ]
-
-
-def copy(block, part, parts, _c, _d, _e, _f, spec):
-    """Copy a part's share of ``block[2]`` elements."""
-    x, y, total = get_int(block, 0), get_int(block, 1), get_int(block, 2)
-    step = lanes(spec)
-    begin, end = total // step * part // parts * step, total // step * (part + 1) // parts * step
-    for i in range(begin, end, step):
-        if streams(spec):
-            store_past(spec, y, i, load(spec, x, i))
-        else:
-            store(spec, y, i, load(spec, x, i))
-
-
-launch.LEAVES["copy"] = copy
-
-
-@njit(cache=True)
-def alone(function, block):
-    """Run a leaf on this thread."""
-    visit(function, block, 0, 1, 0, 0, 0, 0)
-
-
-@njit(parallel=True, cache=True)
-def together(function, parts, block):
-    """Run a leaf on so many threads."""
-    for part in prange(parts):
-        visit(function, block, part, parts, 0, 0, 0, 0)
-
-
-def spread(function, parts, block):
-    """Run a leaf as the kernels are run."""
-    if parts == 1:
-        alone(function, block)
-    else:
-        together(function, parts, block)
 
 
 def aligned(shape, dtype):
@@ -97,22 +60,21 @@ def calls(shape, layout, dtype="float32"):
     wide = "float64" if dtype == "float64" else "float32"
     gamma, beta = (rng.standard_normal(channels).astype(wide) for _ in range(2))
     mean, variance = np.empty(channels), np.empty(channels)
-    block = np.array([x.ctypes.data, y.ctypes.data, x.size] + [0] * 5, np.int64)
-    copies = [launch.leaf("copy", dtype, "identity", False, False, past) for past in (False, True)]
+    copies = [copy_kernel.prepare(x, past).call for past in (False, True)]
     views = [cpu.view_of(one) for one in (x, y, mean, variance)]
     given = {"axis": axis, "epsilon": 1e-3, "gamma": cpu.view_of(gamma), "beta": cpu.view_of(beta)}
     sums = np.empty((2, channels))
     back = [cpu.view_of(one) for one in (grad, x, dx, mean, variance, *sums)]
-    keep = (x, y, grad, dx, r, gamma, beta, mean, variance, block)
+    keep = (x, y, grad, dx, r, gamma, beta, mean, variance)
     return keep, {
-        "copy": lambda: spread(copies[0], cpu.threads(), block.ctypes.data),
+        "copy": copies[0],
         "forward": lambda: cpu.forward(*views, **given),
         "forward relu": lambda: cpu.forward(*views, **given, activation="relu"),
         "forward add relu": lambda: cpu.forward(*views, **given, residual=cpu.view_of(r), activation="relu"),
         "inference": lambda: cpu.inference(*views, **given),
         "backward": lambda: cpu.backward(*back, **given),
         "backward relu": lambda: cpu.backward(*back, **given, activation="relu"),
-        "copy past caches": lambda: spread(copies[1], cpu.threads(), block.ctypes.data),
+        "copy past caches": copies[1],
     }
 
 

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 from numba import cfunc, types
 
-from batchnorm.kernels import intrinsics
-from batchnorm.kernels.intrinsics import (
-    Spec,
+from batchnorm.kernels import intrinsics, precision
+from batchnorm.kernels.intrinsics import Spec, lanes
+from batchnorm.kernels.memory import (
     fence,
     load,
     load_some,
+    load_two,
     load_wide,
     prefetch,
     store,
     store_past,
     store_some,
+    store_two,
+    store_two_past,
+    store_wide,
 )
 
 X86 = llvm.get_process_triple().startswith("x86_64")
@@ -43,6 +47,20 @@ def copy_past(x, y, spec):
     store_past(spec, y, 0, load(spec, x, 0))
     prefetch(x + 64)
     fence()
+
+
+def copy_two_past(x, y, spec):
+    store_two_past(spec, y, 0, load(spec, x, 0), load(spec, x, lanes(spec)))
+
+
+def copy_two(x, y, spec):
+    store_two(spec, y, 0, load(spec, x, 0), load(spec, x, lanes(spec)))
+
+
+def widen_two(x, y, spec):
+    first, second = load_two(spec, x, 0)
+    store_wide(spec, y, 0, first)
+    store_wide(spec, y, lanes(spec), second)
 
 
 def copy(x, y, spec):
@@ -75,6 +93,36 @@ def test_a_vector_is_one_register():
 
 
 @needs_x86
+@pytest.mark.skipif("avx512f" not in intrinsics.HOST, reason="this processor has narrower registers")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_goes_past_the_caches_a_line_at_a_time(dtype):
+    code = assembly(copy_two_past, dtype)
+    stores = [line for line in code.splitlines() if "vmovnt" in line]
+    assert len(stores) == 1
+    assert "zmm" in stores[0]
+    assert "vmovnt" in assembly(copy_past, dtype)
+
+
+@pytest.mark.parametrize("function", [copy_two, copy_two_past])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_two_vectors_at_once(function, dtype):
+    x, memory = np.arange(1, 65).astype(dtype), np.zeros(256, np.uint8)
+    count = 16 if dtype == "float64" else 32
+    start = -memory.ctypes.data % 64
+    y = memory[start : start + count * x.itemsize].view(dtype)
+    call(compiled(function, dtype), x, y)
+    assert y.astype(float).tolist() == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_sums_see_every_element_once(dtype):
+    n = 8 if dtype == "float64" else 16
+    x, y = np.arange(1, 65).astype(dtype), np.zeros(2 * n, "float64" if dtype == "float64" else "float32")
+    call(compiled(widen_two, dtype), x, y)
+    assert sorted(y.tolist()) == list(range(1, 2 * n + 1))
+
+
+@needs_x86
 @pytest.mark.skipif("avx512bf16" not in intrinsics.HOST, reason="this processor does not convert bfloat16")
 def test_bfloat16_is_converted_by_the_processor():
     assert "vcvtneps2bf16" in assembly(copy, "bfloat16")
@@ -82,7 +130,7 @@ def test_bfloat16_is_converted_by_the_processor():
 
 def converted(values, dtype, monkeypatch, features):
     """Floats as a store in half precision leaves them."""
-    monkeypatch.setattr(intrinsics, "HOST", features)
+    monkeypatch.setattr(precision, "HOST", features)
     x, y = np.resize(np.float32(values), 16), np.empty(16, dtype)
     call(compiled(narrow, np.dtype(dtype).name), x, y)
     return y[: len(values)]

@@ -6,7 +6,8 @@ import numpy as np
 from numba import njit, prange
 
 from batchnorm.kernels import launch
-from batchnorm.kernels.intrinsics import get_int, lanes, load, store, store_past, streams, visit
+from batchnorm.kernels.intrinsics import get_int, lanes, streams, visit
+from batchnorm.kernels.memory import load, store, store_past
 from batchnorm.kernels.pool import BIG, allocate
 
 from . import Prepared
@@ -48,6 +49,6 @@ def prepare(x: np.ndarray, past: bool) -> Prepared:
     block = np.array([words.ctypes.data, y.ctypes.data, words.size] + [0] * 5, np.int64)
     function, where = launch.leaf("copy", "float32", "identity", False, False, past), block.ctypes.data
     keep, threads = (words, y, block), launch.threads()
-    if x.nbytes < SERIAL:
+    if x.nbytes < SERIAL or threads == 1:
         return Prepared(lambda: _alone(function, where) or keep, None)
     return Prepared(lambda: _together(function, threads, where) or keep, None)

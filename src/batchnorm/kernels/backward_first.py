@@ -33,25 +33,20 @@ from .block import (
     X,
     Y,
 )
-from .intrinsics import (
-    ahead,
+from .intrinsics import ahead, get_int, has_mask, has_residual, itemsize, lanes, line, lines, streams
+from .memory import (
     first_lanes,
-    get_int,
-    has_mask,
-    has_residual,
-    itemsize,
-    lanes,
-    lines,
     load,
     load_flags,
     load_some,
+    load_two,
     prefetch,
     prefetch_to_write,
     spread_wide,
     store,
-    store_past,
     store_some,
-    streams,
+    store_two,
+    store_two_past,
 )
 from .vectors import add_to, counted, fma, load_sums, select, splat, store_sums
 from .walk_first import ROOM, jump_after, plane_at
@@ -90,8 +85,7 @@ def apply(block, plane, channel, count, start, stop, _sums, spec):
         how = _backward(block, c, spec)
         i = start + _head(at, start, stop, how, spec)
         while i + 2 * n <= stop:
-            _write(at, i, how, spec)
-            _write(at, i + n, how, spec)
+            _write_two(at, i, how, spec)
             i += 2 * n
         _write_rest(at, i, stop, how, spec)
         at = _next_written(block, at, spec)
@@ -117,8 +111,7 @@ def both(block, plane, channel, next_plane, next_channel, count, sums, spec):
                 _fetch(at, i, jumps, spec)
                 four = _add_two(at, i, forward, four, spec)
                 if j + 2 * n <= stop:
-                    _write(to, j, how, spec)
-                    _write(to, j + n, how, spec)
+                    _write_two(to, j, how, spec)
                     j += 2 * n
                 i += 2 * n
             totals = _flushed(totals, four)
@@ -190,10 +183,22 @@ def _flushed(totals, four):
 @njit(error_model="numpy")
 def _add_two(at, i, forward, four, spec):
     s0, s1, p0, p1 = four
-    n = lanes(spec)
-    u0, d0 = _one(at, i, forward, spec)
-    u1, d1 = _one(at, i + n, forward, spec)
+    if has_mask(spec) or has_residual(spec):
+        u0, d0 = _one(at, i, forward, spec)
+        u1, d1 = _one(at, i + lanes(spec), forward, spec)
+    else:
+        (u0, d0), (u1, d1) = _pair(at, i, forward, spec)
     return s0 + u0, s1 + u1, fma(u0, d0, p0), fma(u1, d1, p1)
+
+
+@njit(error_model="numpy")
+def _pair(at, i, forward, spec):
+    """As `_one`, of two vectors, in the order of `load_two`."""
+    high, scale, shift = forward
+    (x0, x1), (g0, g1) = load_two(spec, at[0], at[1] + i), load_two(spec, at[2], at[3] + i)
+    d0, d1 = x0 - high, x1 - high
+    first = before_activation(spec, g0, d0, scale, shift, d0), d0
+    return first, (before_activation(spec, g1, d1, scale, shift, d1), d1)
 
 
 @njit(error_model="numpy")
@@ -272,22 +277,29 @@ def _head(at, start, stop, how, spec):
     """Write up to the first address that a store past the caches may go to; returns how many."""
     if not streams(spec):
         return 0
-    head = min((-(at[2] // itemsize(spec) + at[3] + start)) % lanes(spec), stop - start)
-    if head > 0:
-        _write_some(at, start, head, how, spec)
+    head = min((-(at[2] // itemsize(spec) + at[3] + start)) % line(spec), stop - start)
+    for i in range(0, head, lanes(spec)):
+        _write_some(at, start + i, min(lanes(spec), head - i), how, spec)
     return head
 
 
 @njit(error_model="numpy")
-def _write(at, i, how, spec):
-    x, x0, y, y0, g, g0, flags, training = at
+def _whole(at, i, how, spec):
+    x, x0, _, _, g, g0, flags, training = at
     d, u = load(spec, x, x0 + i) - how[0], load(spec, g, g0 + i)
-    dx = _gradient(d, u, flags, i, lanes(spec), training, how, spec)
+    return _gradient(d, u, flags, i, lanes(spec), training, how, spec)
+
+
+@njit(error_model="numpy")
+def _write_two(at, i, how, spec):
+    y, where = at[2], at[3] + i
+    first, second = _whole(at, i, how, spec), _whole(at, i + lanes(spec), how, spec)
     if streams(spec):
-        store_past(spec, y, y0 + i, dx)
+        store_two_past(spec, y, where, first, second)
     else:
-        prefetch_to_write(y + (y0 + i + SOON * lanes(spec)) * itemsize(spec))
-        store(spec, y, y0 + i, dx)
+        for k in range(0, 2, lines(spec)):
+            prefetch_to_write(y + (where + (SOON + k) * lanes(spec)) * itemsize(spec))
+        store_two(spec, y, where, first, second)
 
 
 @njit(error_model="numpy")
@@ -311,7 +323,7 @@ def _gradient(d, u, flags, i, some, training, how, spec):
 @njit(error_model="numpy")
 def _write_rest(at, i, stop, how, spec):
     while i + lanes(spec) <= stop:
-        _write(at, i, how, spec)
+        store(spec, at[2], at[3] + i, _whole(at, i, how, spec))
         i += lanes(spec)
     if i < stop:
         _write_some(at, i, stop - i, how, spec)

@@ -26,27 +26,20 @@ from .block import (
     Y,
 )
 from .forward_last import SOON, clear, flush
-from .intrinsics import (
-    ahead,
+from .intrinsics import ahead, get_byte, get_int, has_mask, has_residual, itemsize, lanes, lines, streams, widesize
+from .memory import (
     all_lanes,
     first_lanes,
-    get_byte,
-    get_int,
-    has_mask,
-    has_residual,
-    itemsize,
-    lanes,
     load,
     load_some,
     load_wide,
     prefetch,
     prefetch_to_write,
     store,
-    store_past,
     store_some,
+    store_two,
+    store_two_past,
     store_wide,
-    streams,
-    widesize,
 )
 from .vectors import counted, fma, select, splat
 from .walk_last import row_at
@@ -152,15 +145,24 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
     n = lanes(spec)
     for row in range(first, stop):
         column = 0
-        while column + n <= limit:
-            dx = _gradient(block, load(spec, x, x0 + column), load(spec, g, g0 + column), row, column, spec)
+        while column + 2 * n <= limit:
+            first_dx = _gradient(block, load(spec, x, x0 + column), load(spec, g, g0 + column), row, column, spec)
+            x1, g1 = load(spec, x, x0 + column + n), load(spec, g, g0 + column + n)
+            dx = _gradient(block, x1, g1, row, column + n, spec)
+            for k in range(0, 2, lines(spec)):
+                if streams(spec):
+                    prefetch(x + (x0 + column + k * n + ahead(spec)) * itemsize(spec))
+                    prefetch(g + (g0 + column + k * n + ahead(spec)) * itemsize(spec))
+                else:
+                    prefetch_to_write(y + (y0 + column + (SOON + k) * n) * itemsize(spec))
             if streams(spec):
-                prefetch(x + (x0 + column + ahead(spec)) * itemsize(spec))
-                prefetch(g + (g0 + column + ahead(spec)) * itemsize(spec))
-                store_past(spec, y, y0 + column, dx)
+                store_two_past(spec, y, y0 + column, first_dx, dx)
             else:
-                prefetch_to_write(y + (y0 + column + SOON * n) * itemsize(spec))
-                store(spec, y, y0 + column, dx)
+                store_two(spec, y, y0 + column, first_dx, dx)
+            column += 2 * n
+        if column + n <= limit:
+            dx = _gradient(block, load(spec, x, x0 + column), load(spec, g, g0 + column), row, column, spec)
+            store(spec, y, y0 + column, dx)
             column += n
         if column < limit:
             some = limit - column

@@ -39,7 +39,9 @@ __all__ = [
 
 
 _NAMES = {np.dtype(name).char: name for name in ("float32", "float64", "float16")}
-_four, _real = struct.Struct("=4q"), struct.Struct("=d")  # a third of the time that items of an array take
+# A third of the time that items of an array take.
+_put_four: Any = struct.Struct("=4q").pack_into
+_put_real: Any = struct.Struct("=d").pack_into
 _new: Any = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
@@ -302,8 +304,8 @@ def _statistics(
     block: NDArray[np.int64], mean: View, variance: View, gamma: View | None, beta: View | None, epsilon: float
 ) -> None:
     given = 0 if gamma is None else gamma[0], 0 if beta is None else beta[0]
-    _four.pack_into(block, 8 * at.GAMMA, *given, mean[0], variance[0])
-    _real.pack_into(block, 8 * at.EPSILON, epsilon)
+    _put_four(block, 8 * at.GAMMA, *given, mean[0], variance[0])
+    _put_real(block, 8 * at.EPSILON, epsilon)
 
 
 def _follow(block: NDArray[np.int64], moving: Moving, count: int) -> None:
@@ -322,5 +324,5 @@ def _run(one: Job, block: NDArray[np.int64], operands: tuple[View, ...]) -> None
     scratch = np.empty(one.scratch // 8 + 8, np.float64)
     address = address_of(scratch)
     sums = address + one.work
-    _four.pack_into(block, 8 * at.WORK, address, address + one.by_column, sums, sums + one.sums)
+    _put_four(block, 8 * at.WORK, address, address + one.by_column, sums, sums + one.sums)
     _launch().run(one.function, one.phases, block)

@@ -15,25 +15,20 @@ from numba import njit
 
 from .activations import activate
 from .block import LENGTH, MASK, PITCH, RESIDUAL, WORK, X, Y
-from .intrinsics import (
-    ahead,
+from .intrinsics import ahead, get_int, has_mask, has_residual, itemsize, lanes, line, lines, streams
+from .memory import (
     first_lanes,
-    get_int,
-    has_mask,
-    has_residual,
-    itemsize,
-    lanes,
-    lines,
     load,
     load_flags,
     load_some,
+    load_two,
     prefetch,
     prefetch_to_write,
     spread_wide,
     store,
-    store_past,
     store_some,
-    streams,
+    store_two,
+    store_two_past,
 )
 from .vectors import add_to, fma, load_sums, select, splat, store_sums
 from .walk_first import ROOM, jump_after, plane_at
@@ -96,10 +91,9 @@ def _add_all(x, base, start, stop, shift, sums, spec):
 
 @njit(error_model="numpy")
 def _four(x, index, shift, spec):
-    n = lanes(spec)
-    d0, d1 = load(spec, x, index) - shift, load(spec, x, index + n) - shift
-    d2, d3 = load(spec, x, index + 2 * n) - shift, load(spec, x, index + 3 * n) - shift
-    return d0, d1, d2, d3
+    x0, x1 = load_two(spec, x, index)
+    x2, x3 = load_two(spec, x, index + 2 * lanes(spec))
+    return x0 - shift, x1 - shift, x2 - shift, x3 - shift
 
 
 @njit(error_model="numpy")
@@ -143,10 +137,8 @@ def apply(block, plane, channel, count, start, stop, _sums, spec):
                 fetch_four(x, x0 + i, FAR, 0, spec)
                 if has_residual(spec):
                     fetch_four(r, r0 + i, FAR, 0, spec)
-            _write(x, x0 + i, y, y0 + i, r, r0 + i, high, scale, shift, spec)
-            _write(x, x0 + i + n, y, y0 + i + n, r, r0 + i + n, high, scale, shift, spec)
-            _write(x, x0 + i + 2 * n, y, y0 + i + 2 * n, r, r0 + i + 2 * n, high, scale, shift, spec)
-            _write(x, x0 + i + 3 * n, y, y0 + i + 3 * n, r, r0 + i + 3 * n, high, scale, shift, spec)
+            _write_two(x, x0 + i, y, y0 + i, r, r0 + i, high, scale, shift, spec)
+            _write_two(x, x0 + i + 2 * n, y, y0 + i + 2 * n, r, r0 + i + 2 * n, high, scale, shift, spec)
             i += 4 * n
         _write_rest(x, x0, y, y0, r, r0, i, stop, high, scale, shift, spec)
         x0, y0, r0 = x0 + x_step, y0 + y_step, r0 + r_step
@@ -157,22 +149,31 @@ def _head(x, x0, y, y0, r, r0, most, high, scale, shift, spec):
     """Write up to the first address that a store past the caches may go to; returns how many."""
     if not streams(spec):
         return 0
-    head = min((-(y // itemsize(spec) + y0)) % lanes(spec), most)
-    if head > 0:
-        _write_some(x, x0, y, y0, r, r0, head, high, scale, shift, spec)
+    head = min((-(y // itemsize(spec) + y0)) % line(spec), most)
+    for i in range(0, head, lanes(spec)):
+        _write_some(x, x0 + i, y, y0 + i, r, r0 + i, min(lanes(spec), head - i), high, scale, shift, spec)
     return head
 
 
 @njit(error_model="numpy")
-def _write(x, x0, y, y0, r, r0, high, scale, shift, spec):
+def _normalized(x, x0, r, r0, high, scale, shift, spec):
     z = fma(load(spec, x, x0) - high, scale, shift)
     if has_residual(spec):
         z = z + load(spec, r, r0)
+    return activate(spec, z)
+
+
+@njit(error_model="numpy")
+def _write_two(x, x0, y, y0, r, r0, high, scale, shift, spec):
+    n = lanes(spec)
+    z0 = _normalized(x, x0, r, r0, high, scale, shift, spec)
+    z1 = _normalized(x, x0 + n, r, r0 + n, high, scale, shift, spec)
     if streams(spec):
-        store_past(spec, y, y0, activate(spec, z))
+        store_two_past(spec, y, y0, z0, z1)
     else:
-        prefetch_to_write(y + (y0 + SOON * lanes(spec)) * itemsize(spec))
-        store(spec, y, y0, activate(spec, z))
+        for k in range(0, 2, lines(spec)):
+            prefetch_to_write(y + (y0 + (SOON + k) * n) * itemsize(spec))
+        store_two(spec, y, y0, z0, z1)
 
 
 @njit(error_model="numpy")
@@ -186,7 +187,7 @@ def _write_some(x, x0, y, y0, r, r0, some, high, scale, shift, spec):
 @njit(error_model="numpy")
 def _write_rest(x, x0, y, y0, r, r0, i, stop, high, scale, shift, spec):
     while i + lanes(spec) <= stop:
-        _write(x, x0 + i, y, y0 + i, r, r0 + i, high, scale, shift, spec)
+        store(spec, y, y0 + i, _normalized(x, x0 + i, r, r0 + i, high, scale, shift, spec))
         i += lanes(spec)
     if i < stop:
         _write_some(x, x0 + i, y, y0 + i, r, r0 + i, stop - i, high, scale, shift, spec)
@@ -219,10 +220,8 @@ def both(block, plane, channel, next_plane, next_channel, count, sums, spec):
                 s0, s1, s2, s3 = s0 + d0, s1 + d1, s2 + d2, s3 + d3
                 q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
                 if j + 4 * n <= stop:
-                    _write(x, x0 + j, y, y0 + j, r, r0 + j, high, scale, shift, spec)
-                    _write(x, x0 + j + n, y, y0 + j + n, r, r0 + j + n, high, scale, shift, spec)
-                    _write(x, x0 + j + 2 * n, y, y0 + j + 2 * n, r, r0 + j + 2 * n, high, scale, shift, spec)
-                    _write(x, x0 + j + 3 * n, y, y0 + j + 3 * n, r, r0 + j + 3 * n, high, scale, shift, spec)
+                    _write_two(x, x0 + j, y, y0 + j, r, r0 + j, high, scale, shift, spec)
+                    _write_two(x, x0 + j + 2 * n, y, y0 + j + 2 * n, r, r0 + j + 2 * n, high, scale, shift, spec)
                     j += 4 * n
                 i += 4 * n
             total_d = add_to(total_d, (s0 + s1) + (s2 + s3))

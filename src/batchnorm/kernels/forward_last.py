@@ -14,26 +14,19 @@ from numba import njit
 
 from .activations import activate
 from .block import BY_COLUMN, COLUMNS, MASK, RESIDUAL, X, Y
-from .intrinsics import (
-    ahead,
+from .intrinsics import ahead, get_byte, get_int, has_mask, has_residual, itemsize, lanes, lines, streams, widesize
+from .memory import (
     first_lanes,
-    get_byte,
-    get_int,
-    has_mask,
-    has_residual,
-    itemsize,
-    lanes,
     load,
     load_some,
     load_wide,
     prefetch,
     prefetch_to_write,
     store,
-    store_past,
     store_some,
+    store_two,
+    store_two_past,
     store_wide,
-    streams,
-    widesize,
 )
 from .vectors import add_to, fma, load_sums, select, splat, store_sums
 from .walk_last import row_at
@@ -128,18 +121,23 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
     r, r0, r_step = get_int(block, RESIDUAL), row_at(block, RESIDUAL, first), get_int(block, RESIDUAL + 2)
     for _ in range(stop - first):
         column = 0
-        while column + n <= limit:
-            z = load(spec, x, x0 + column)
-            r1 = load(spec, r, r0 + column) if has_residual(spec) else z
-            z = _normalized(z, r1, by_column, columns, column, spec)
+        while column + 2 * n <= limit:
+            z0 = _whole(x, x0, r, r0, by_column, columns, column, spec)
+            z1 = _whole(x, x0, r, r0, by_column, columns, column + n, spec)
+            for k in range(0, 2, lines(spec)):
+                if streams(spec):
+                    prefetch(x + (x0 + column + k * n + ahead(spec)) * itemsize(spec))
+                    if has_residual(spec):
+                        prefetch(r + (r0 + column + k * n + ahead(spec)) * itemsize(spec))
+                else:
+                    prefetch_to_write(y + (y0 + column + (SOON + k) * n) * itemsize(spec))
             if streams(spec):
-                prefetch(x + (x0 + column + ahead(spec)) * itemsize(spec))
-                if has_residual(spec):
-                    prefetch(r + (r0 + column + ahead(spec)) * itemsize(spec))
-                store_past(spec, y, y0 + column, z)
+                store_two_past(spec, y, y0 + column, z0, z1)
             else:
-                prefetch_to_write(y + (y0 + column + SOON * n) * itemsize(spec))
-                store(spec, y, y0 + column, z)
+                store_two(spec, y, y0 + column, z0, z1)
+            column += 2 * n
+        if column + n <= limit:
+            store(spec, y, y0 + column, _whole(x, x0, r, r0, by_column, columns, column, spec))
             column += n
         if column < limit:
             some = limit - column
@@ -147,6 +145,13 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
             r1 = load_some(spec, r, r0 + column, some) if has_residual(spec) else z
             store_some(spec, y, y0 + column, _normalized(z, r1, by_column, columns, column, spec), some)
         x0, y0, r0 = x0 + x_step, y0 + y_step, r0 + r_step
+
+
+@njit(error_model="numpy")
+def _whole(x, x0, r, r0, by_column, columns, column, spec):
+    z = load(spec, x, x0 + column)
+    r1 = load(spec, r, r0 + column) if has_residual(spec) else z
+    return _normalized(z, r1, by_column, columns, column, spec)
 
 
 @njit(error_model="numpy")

@@ -36,7 +36,8 @@ from .block import (
     WORK,
     X,
 )
-from .intrinsics import fence, get_byte, get_double, get_int, put_double, visit
+from .intrinsics import get_byte, get_double, get_int, put_double, visit
+from .memory import fence
 from .settle import (
     coefficients,
     get_element,

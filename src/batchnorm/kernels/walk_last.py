@@ -18,7 +18,8 @@ from numba import njit
 
 from . import block as at
 from .block import ADD, APPLY, BACKWARD, BY_COLUMN, CHANNELS, COLUMNS, LENGTH, MASK, MEAN, REPEAT, SUMS, TAIL, WORK, X
-from .intrinsics import fence, get_byte, get_double, get_int, put_double, put_int, visit
+from .intrinsics import get_byte, get_double, get_int, put_double, put_int, visit
+from .memory import fence
 from .settle import (
     coefficients,
     get_element,
