@@ -8,12 +8,15 @@ than the one pass over the data.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 __all__ = ["in_runs", "runs"]
 
 LONGEST = 64
-"""Additions one after another that are let pass: a random walk of that many roundings is 4 of them."""
+"""Additions one after another in one of several stages: a random walk of that many roundings is 4 of them."""
+ALONE = 256
+"""Additions one after another where there are no more of them."""
 
 
 def in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
@@ -22,8 +25,8 @@ def in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
     An axis whose length is unknown, or has no divisors that would do, is summed twice: as it is, and what is left of
     it less its mean.
     """
-    if not axes:
-        return values
+    if not axes or _is_short(tuple(values.shape[axis] for axis in axes)):
+        return xp.sum(values, axis=axes, keepdims=True) if axes else values
     cut = {axis: runs(length) if isinstance(length := values.shape[axis], int) else () for axis in axes}
     added = sum(max(len(each), 1) - 1 for each in cut.values())
     if added:
@@ -35,6 +38,10 @@ def in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
             values = xp.where(values == values, values, -values)
         values = xp.sum(values, axis=stage, keepdims=True) if stage[0] >= 0 else _twice(xp, values, ~stage[0])
     return xp.sum(values, axis=_surplus(cut)) if added else values
+
+
+def _is_short(lengths: tuple[Any, ...]) -> bool:
+    return all(isinstance(length, int) for length in lengths) and math.prod(lengths) <= ALONE
 
 
 @functools.lru_cache(maxsize=512)

@@ -195,6 +195,8 @@ def update_all(xp: Any, rule: Rule, state: State, batches: Moments) -> tuple[Sta
 
 def _applied(xp: Any, rule: Rule, batch: Moments, stored: Any) -> tuple[Any, Any]:
     finite = xp.isfinite(batch.mean) & xp.isfinite(stored)
+    if rule.guard and isinstance(batch.count, int) and batch.count > 1:
+        return finite, ~finite
     counted = xp.where(finite, batch.count, batch.count) > 1  # of the arrays' shape, also where count is one number
     skipped = counted & ~finite if rule.guard else counted & ~counted
     return counted & ~skipped, skipped

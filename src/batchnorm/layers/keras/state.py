@@ -153,7 +153,7 @@ class Stateful(keras.layers.Layer):
     def _remember(self, state: State, skipped: Any) -> None:
         for name, value in state.items():
             getattr(self, name).assign(value)
-        if self._skipped is not None:
+        if self._skipped is not None and skipped is not None:
             self._skipped.assign_add(skipped)
 
     def set_weights(self, weights: Sequence[Any]) -> None:

@@ -10,6 +10,7 @@ the shapes; nothing here reads or writes a variable.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class Task:
 
 
 class Trained(NamedTuple):
-    """The output, the state after the step, and how many updates of each channel the guard left out."""
+    """The output, the state after the step, and how many updates of each channel the guard left out; None for none."""
 
     y: Any
     state: State
@@ -87,11 +88,17 @@ def _normalised(
         limits=None if task.rule.renorm is None else task.rule.renorm.limits,
         gather=task.gather,
         total=task.total,
-        choose=running.CHOOSE,
+        choose=running.CHOOSE if _is_large(x) else None,
         xp=running.XP,
     )
     gamma, beta = per_channel(task.wide, plan.broadcast_shape, gamma, beta)
     return running.train(how, x, gamma, beta, _fixed(task, plan, mask, count, state)), static
+
+
+def _is_large(x: Any) -> bool:
+    # Less than this is read again in the time that a condition takes.
+    lengths = shapes.static_shape(x)
+    return None in lengths or math.prod(n or 0 for n in lengths) > 1 << 15
 
 
 def _fixed(task: Task, plan: Plan, mask: Any, count: Any, state: State) -> Fixed:

@@ -8,13 +8,15 @@ pass recomputes the statistics from the input when it is itself recorded (``crea
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
 import torch
 import torch.distributed as dist
 
-from batchnorm.core import equations
+from batchnorm.core import equations, training
+from batchnorm.core.equations import Moments
 from batchnorm.errors import Refused
 from batchnorm.layers.keras.apply import Collective, Fixed, How, Kept, Outputs, backward, forward, statistics
 from batchnorm.layers.torch import fast
@@ -22,6 +24,7 @@ from batchnorm.layers.torch.function import How as NormalizeHow
 from batchnorm.layers.torch.recompute import counted_once, recomputing
 
 COUNTED_IN_STATE = False
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 CHOOSE: Any = None
 XP: Any = torch
 
@@ -68,27 +71,35 @@ def _connected(how: How, x: Any, fixed: Fixed, kept: Kept) -> Kept:
 
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     """Normalise with the batch's statistics, gradients in closed form."""
-    done = _compiled(how, x, gamma, beta)
-    if done is not None:
-        return done
     # The layer updates its variables in place after this; what is kept for the backward pass must not change.
     mean, variance = (None if v is None else v.clone() for v in (fixed.mean, fixed.variance))
     return Outputs(*_Train.apply(how, x, gamma, beta, *fixed._replace(mean=mean, variance=variance)))
 
 
-def _compiled(how: How, x: Any, gamma: Any, beta: Any) -> Outputs | None:
-    """By the compiled kernels, where one batch is normalised as it is; None where they do not take it."""
-    kept = [axis for axis in range(x.dim()) if axis not in how.axes]
-    plain = how.count is not None and how.limits is None and not how.parts and how.gather is None
-    if not plain or len(kept) != 1 or x.dim() < 2 or how.narrow != keras.backend.standardize_dtype(x.dtype):
-        return None
-    axis = kept[0]
-    found = fast.normalize(x.movedim(axis, 1), _flat(gamma), _flat(beta), NormalizeHow(how.epsilon))
-    if found is None:
-        return None
-    y, batch = found
-    high, low, variance = (each.movedim(1, axis) for each in (batch.high, batch.low, batch.variance))
-    return Outputs(y.movedim(1, axis), high, low, variance, None)
+def compiled(step: Any) -> Any:
+    """``step``, or the compiled kernels where they take the call."""
+    return functools.partial(_by_kernels, step)
+
+
+def _by_kernels(step: Any, task: Any, x: Any, mask: Any, gamma: Any, beta: Any, state: Any) -> Any:
+    kept, rule = task.plan.kept, task.rule
+    plain = mask is None and rule.renorm is None and task.size is None and task.gather is None
+    if plain and len(kept) == 1 and x.dim() > 1 and x.dtype is DTYPES.get(task.narrow):
+        found = fast.normalize(_channels_second(x, kept[0]), gamma, beta, NormalizeHow(rule.epsilon))
+        if found is not None:
+            return _followed(rule, state, kept[0], *found)
+    return step(task, x, mask, gamma, beta, state)
+
+
+def _followed(rule: Any, state: Any, axis: int, y: Any, batch: Moments) -> tuple[Any, Any, Any]:
+    dtype = state["moving_mean"].dtype
+    high, low, variance = (v.reshape(-1).to(dtype) for v in (batch.high, batch.low, batch.variance))
+    state, skipped = training.update(torch, rule, state, once(Moments(batch.count, high, low, variance)))
+    return y if axis == 1 else y.movedim(1, axis), state, skipped.to(dtype) if skipped.any() else None
+
+
+def _channels_second(x: Any, axis: int) -> Any:
+    return x if axis == 1 else x.movedim(axis, 1)
 
 
 def infer(
@@ -105,11 +116,6 @@ def infer(
 
 def _flat(values: Any) -> Any:
     return None if values is None else values.reshape(-1)
-
-
-def compiled(step: Any) -> Any:
-    """``step`` as it is."""
-    return step
 
 
 def once(batch: Any) -> Any:
