@@ -193,7 +193,7 @@ class BatchNormalization(Stateful):
 
     def _inferred(self, x: Any, how: Plan, wide: str) -> Any:
         statistics = training.inference_statistics(running.XP, self._rule, self._state())
-        given = (None if v is None else ops.convert_to_tensor(v) for v in (*statistics, self.gamma, self.beta))
+        given = *statistics, *(None if v is None else running.value(v) for v in (self.gamma, self.beta))
         mean, variance, gamma, beta = per_channel(wide, how.broadcast_shape, *given)
         if infer is not None:
             y = infer(x, mean, variance, gamma, beta, how.reduced, self.epsilon, self.compute_dtype)
@@ -210,8 +210,8 @@ class BatchNormalization(Stateful):
             self._warn_of_one_element(x, how)
         # One read of each variable, which all that follows depends on: TensorFlow's graph optimizer has been seen to
         # run a second read after the assignment that stands below it.
-        state = {name: ops.stop_gradient(value) for name, value in self._state().items()}
-        gamma, beta = (None if v is None else ops.convert_to_tensor(v) for v in (self.gamma, self.beta))
+        state = {name: running.constant(getattr(self, name)) for name in training.state_names(self._rule)}
+        gamma, beta = (None if v is None else running.value(v) for v in (self.gamma, self.beta))
         task = Task(how, self._rule, wide, self.compute_dtype, self.virtual_batch_size, gather, total)
         y, state, skipped = running.compiled(train)(task, x, mask, gamma, beta, state)
         self._remember(state, skipped)

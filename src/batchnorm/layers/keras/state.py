@@ -148,7 +148,7 @@ class Stateful(keras.layers.Layer):
         return [*super().variables, skipped] if carried else super().variables
 
     def _state(self) -> State:
-        return {name: ops.convert_to_tensor(getattr(self, name)) for name in training.state_names(self._rule)}
+        return {name: running.value(getattr(self, name)) for name in training.state_names(self._rule)}
 
     def _remember(self, state: State, skipped: Any) -> None:
         for name, value in state.items():

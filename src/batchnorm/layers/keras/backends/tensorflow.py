@@ -63,6 +63,16 @@ def _function(step: Any, task: Any) -> Any:
     return tf.function(functools.partial(step, task), autograph=False, reduce_retracing=True)
 
 
+def value(variable: Any) -> Any:
+    """The array of a variable: one read."""
+    return ops.convert_to_tensor(variable)
+
+
+def constant(variable: Any) -> Any:
+    """The array of a variable, without a gradient."""
+    return ops.stop_gradient(ops.convert_to_tensor(variable))
+
+
 def once(batch: Any) -> Any:
     """``batch``: nothing tells a second pass apart."""
     return batch

@@ -118,6 +118,16 @@ def _flat(values: Any) -> Any:
     return None if values is None else values.reshape(-1)
 
 
+def value(variable: Any) -> Any:
+    """The array of a variable: one read."""
+    return variable.value
+
+
+def constant(variable: Any) -> Any:
+    """The array of a variable, without a gradient."""
+    return variable.value.detach()
+
+
 def once(batch: Any) -> Any:
     """``batch``, of which nothing is counted where a checkpoint computes the layer a second time."""
     batch = counted_once(batch)
