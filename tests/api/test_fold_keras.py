@@ -1,9 +1,6 @@
 """Folding and freezing Keras models: each kind of layer, each reason to refuse, live and as files."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import jsonschema
 import pytest
 
 import batchnorm as bn
+from tests.running import script
 
 SCRIPT = Path(__file__).with_name("fold_with_keras.py")
 SCHEMAS = Path(bn.__file__).parent / "render" / "schemas"
@@ -21,11 +19,7 @@ def folder(tmp_path_factory):
     pytest.importorskip("keras", reason="the models are Keras' own")
     pytest.importorskip("torch", reason="the backend it runs on here")
     target = tmp_path_factory.mktemp("fold_keras")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(target)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script(SCRIPT, target)
     return target
 
 

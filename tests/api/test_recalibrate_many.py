@@ -233,9 +233,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, model, monkeyp
         return inner(bench, batch, *given)
 
     monkeypatch.setattr("batchnorm.api.passes.measured", counting)
-    monkeypatch.setattr(
-        "batchnorm.api.passes.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0)
-    )
+    monkeypatch.setattr("batchnorm.api.passes.Checkpoint", lambda *given: checkpoints.Checkpoint(*given, every=0))
     with bn.testing.assert_unchanged(model), pytest.raises(KeyboardInterrupt):
         bn.recalibrate(model, Loader(), method=method, batch_size=8, checkpoint=place)
     assert place.exists()

@@ -13,6 +13,7 @@ import batchnorm as bn
 from batchnorm import cli
 from tests.api import trained
 from tests.api.trained import CHANGED, KINDS, SILENT
+from tests.running import script
 
 pytestmark = pytest.mark.slow
 SUFFIXES = (".keras", ".h5", "_saved", ".onnx", ".tflite")
@@ -33,15 +34,15 @@ def files(tmp_path_factory):
     for module in ("keras", "tensorflow", "torch", "onnxruntime", "sklearn"):
         pytest.importorskip(module, reason="the files are written and run by the real programs")
     folder = tmp_path_factory.mktemp("trained_keras")
-    trained.script("trained_keras.py", folder, KERAS_BACKEND="tensorflow")
-    trained.script("trained_keras.py", folder, KERAS_BACKEND="torch")
+    script(trained.SCRIPTS / "trained_keras.py", folder, KERAS_BACKEND="tensorflow")
+    script(trained.SCRIPTS / "trained_keras.py", folder, KERAS_BACKEND="torch")
     return folder
 
 
 @pytest.fixture(scope="module")
 def verified(files):
     faults = [trained.file(files, what, suffix).name for suffix, what in PLANTED]
-    trained.script("verify_all.py", files, *SUFFIXES, "--faults", *faults, KERAS_BACKEND="tensorflow")
+    script(trained.SCRIPTS / "verify_all.py", files, *SUFFIXES, "--faults", *faults, KERAS_BACKEND="tensorflow")
     return trained.verified(files)
 
 

@@ -11,6 +11,7 @@ import pytest
 import batchnorm as bn
 from tests.api import trained
 from tests.api.trained import CHANGED, KINDS, SILENT
+from tests.running import script
 
 pytestmark = pytest.mark.slow
 SUFFIXES = (".pt2", ".pt", ".safetensors", ".ts.pt", ".onnx", ".old.onnx")
@@ -31,14 +32,14 @@ def files(tmp_path_factory):
     for module in ("torch", "onnxscript", "onnxruntime", "safetensors", "sklearn"):
         pytest.importorskip(module, reason="the files are written and run by the real programs")
     folder = tmp_path_factory.mktemp("trained_torch")
-    trained.script("trained_torch.py", folder)
+    script(trained.SCRIPTS / "trained_torch.py", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def verified(files):
     faults = [trained.file(files, what, suffix).name for what in CAUSES for suffix in (".pt2", ".old.onnx")]
-    trained.script("verify_all.py", files, *SUFFIXES, "--faults", *faults)
+    script(trained.SCRIPTS / "verify_all.py", files, *SUFFIXES, "--faults", *faults)
     return trained.verified(files)
 
 

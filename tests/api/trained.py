@@ -1,9 +1,6 @@
 """What the tests of the two trained models share: their files, and what verify says of them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -20,16 +17,6 @@ KINDS = (
 )  # fmt: skip
 SILENT = ("decay", "momentum-convention")
 """Inference does not use them."""
-
-
-def script(name, *arguments, **environment):
-    """Run one of the scripts in a process of its own."""
-    own = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / name), *map(str, arguments)], env=os.environ | own | environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def file(folder, what, suffix):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from batchnorm.errors import BatchnormError
 from batchnorm.models import open_model
 from batchnorm.testing import assert_unchanged
+from tests.running import tried
 
 FOLDERS = ("exported", "saved", "fused", "training", "out")
 
@@ -19,14 +19,6 @@ def inputs(folder, files):
     if folder == "out":
         return {"a": rng.normal(size=(3, 5)), "b": rng.normal(size=(3, 5))}
     return np.load(files / "x.npy") if folder in ("exported", "saved") else rng.normal(size=(3, 4, 4, 3))
-
-
-def tried(call):
-    try:
-        call()
-    except BatchnormError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def main(files, out):

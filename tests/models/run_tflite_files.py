@@ -6,17 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from batchnorm.errors import BatchnormError
 from batchnorm.models import open_model
 from batchnorm.testing import assert_unchanged
-
-
-def tried(call):
-    try:
-        call()
-    except BatchnormError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+from tests.running import tried
 
 
 def main(files, out):

@@ -19,6 +19,8 @@ import pytest
 from batchnorm.errors import ModelFileError
 from batchnorm.models import open_model
 
+from .fuzzing import mutated
+
 SECONDS = 5.0
 
 
@@ -326,27 +328,6 @@ def newer_structures(data):
         for name in source:
             source.copy(name, target)
     return memory.getvalue()
-
-
-def mutated(data, rng):
-    data = bytearray(data)
-    if rng.random() < 0.15:
-        del data[rng.randrange(len(data)) :]
-        return bytes(data)
-    for _ in range(rng.choice((1, 1, 2, 5, 20))):
-        at = rng.randrange(len(data))
-        kind = rng.random()
-        if kind < 0.4:
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind < 0.7:
-            data[at] = rng.choice((0, 1, 255, rng.randrange(256)))
-        elif kind < 0.9:
-            word = rng.choice((0, 1, 2**32 - 1, 2**64 - 1, len(data), rng.randrange(len(data)), 2**40))
-            data[at : at + 8] = struct.pack("<Q", word)
-        else:
-            source = rng.randrange(len(data))
-            data[at : at + 16] = data[source : source + 16]
-    return bytes(data) or b"\0"
 
 
 def zipped(config, data):

@@ -1,9 +1,6 @@
 """The graph of a model is the same whatever the format it is read from."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 from batchnorm.core.graph import Graph, LazyGraph, NoGraph, Operation
 from batchnorm.models import open_model
 from batchnorm.models.keras_graph import graph_of
+from tests.running import script
 
 WRITER = Path(__file__).with_name("write_graphs.py")
 KINDS = [
@@ -26,11 +24,7 @@ def folder(tmp_path_factory):
     pytest.importorskip("keras", reason="the files are written by the real Keras")
     pytest.importorskip("torch", reason="the files are written by the real PyTorch")
     target = tmp_path_factory.mktemp("graphs")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, str(WRITER), str(target)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script(WRITER, target)
     return target
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from batchnorm.core.dtypes import unit_roundoff
 from batchnorm.models import open_model
+from tests.running import script
 
 RUNNER = Path(__file__).with_name("run_keras_files.py")
 CALLS = {"left/bn": 2, "twice": 2, "wrapper/inner": 5, "wrapped_model/inner/bn": 5}
@@ -37,11 +38,7 @@ def ran(keras_files, tmp_path_factory):
     write_lambda(keras_files)
     out = tmp_path_factory.mktemp("ran") / "result.pickle"
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "KERAS_BACKEND": backend,
-                                "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    done = subprocess.run([sys.executable, str(RUNNER), str(keras_files), str(out)], env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    script(RUNNER, keras_files, out, KERAS_BACKEND=backend)
     assert json.loads(out.with_suffix(".json").read_text())["backend"] == backend
     return pickle.loads(out.read_bytes())
 

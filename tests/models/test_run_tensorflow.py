@@ -1,10 +1,7 @@
 """SavedModel folders run in TensorFlow, in a process of its own, against the records and the formula in float64."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 
 from batchnorm.models import open_model
 from tests.engines.bounds import formula
+from tests.running import script
 
 RUNNER = Path(__file__).with_name("run_tensorflow_files.py")
 EXPORTED = ("exported", "saved")
@@ -20,11 +18,7 @@ EXPORTED = ("exported", "saved")
 @pytest.fixture(scope="module")
 def ran(tensorflow_files, tmp_path_factory):
     out = tmp_path_factory.mktemp("ran") / "result.pickle"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3",
-                                "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    done = subprocess.run([sys.executable, str(RUNNER), str(tensorflow_files), str(out)], env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    script(RUNNER, tensorflow_files, out)
     return pickle.loads(out.read_bytes())
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from batchnorm.models import open_model
 from batchnorm.testing import assert_unchanged
+from tests.running import script
 
 from .fuzzing import mutated, outcomes
 from .test_bad_files import refused
@@ -95,18 +96,11 @@ assert not {{"tensorflow", "ai_edge_litert", "flatbuffers"}} & set(sys.modules)
 @pytest.fixture(scope="module")
 def ran(tensorflow_files, tmp_path_factory):
     """LiteRT in a process of its own: its pool of threads and TensorFlow's spin against each other."""
-    import os
     import pickle
-    import subprocess
-    import sys
     from pathlib import Path
 
     out = tmp_path_factory.mktemp("ran") / "result.pickle"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    runner = Path(__file__).with_name("run_tflite_files.py")
-    done = subprocess.run([sys.executable, str(runner), str(tensorflow_files), str(out)], env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    script(Path(__file__).with_name("run_tflite_files.py"), tensorflow_files, out)
     return pickle.loads(out.read_bytes())
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import batchnorm as bn
 from batchnorm import cli
+from tests.running import script
 
 WRITER = Path(__file__).with_name("write_twins.py")
 SCHEMAS = Path(bn.__file__).parent / "render" / "schemas"
@@ -25,12 +26,7 @@ SILENT = ("decay", "momentum-convention")
 def twins(tmp_path_factory):
     pytest.importorskip("keras", reason="the files are written by the real Keras")
     folder = tmp_path_factory.mktemp("twins")
-    environment = os.environ | {"KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"),
-                                "PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(WRITER), str(folder)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script(WRITER, folder, KERAS_BACKEND=os.environ.get("KERAS_BACKEND", "tensorflow"))
     return folder
 
 
