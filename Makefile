@@ -61,11 +61,17 @@ models: $(VENV)/.tests
 	KERAS_BACKEND=jax $(BIN)/python examples/make_models.py
 
 corpus: $(VENV)/.tests
-	rm -rf tests/corpus/files
+	rm -rf tests/corpus/files tests/corpus/holdout/files
 	KERAS_BACKEND=jax $(BIN)/python tests/corpus/make_keras.py
 	$(BIN)/python tests/corpus/make_torch.py
 	$(BIN)/python tests/corpus/make_flax.py
-	$(BIN)/python tests/corpus/manifest.py pack
+	KERAS_BACKEND=jax $(BIN)/python tests/corpus/make_more_keras.py
+	$(BIN)/python tests/corpus/make_more_torch.py
+	$(BIN)/python tests/corpus/manifest.py corpus
+	$(BIN)/python tests/corpus/holdout/make_keras.py
+	$(BIN)/python tests/corpus/holdout/make_torch.py
+	$(BIN)/python tests/corpus/holdout/make_flax.py
+	$(BIN)/python tests/corpus/manifest.py holdout
 
 corpus-report: $(VENV)/.tests
 	$(BIN)/python tests/corpus/report.py --others

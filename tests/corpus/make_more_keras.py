@@ -1,4 +1,4 @@
-"""Write plants that `make_keras` has in one format only: ``KERAS_BACKEND=jax python tests/corpus/make_more_keras.py``."""
+"""Plants that `make_keras` has in one format alone: ``KERAS_BACKEND=jax python tests/corpus/make_more_keras.py``."""
 
 import os
 import sys

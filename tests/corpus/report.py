@@ -1,7 +1,7 @@
-"""Recall and false alarms of check over both parts of the corpus: ``python tests/corpus/report.py [--json] [PART ...]``.
+"""Recall and false alarms of check over the corpus: ``python tests/corpus/report.py [--json] [corpus] [holdout]``.
 
-Prints a table of rules by framework and format (found of planted), the recall, every false alarm, and, with ``--others``,
-what else was said of planted models.
+Prints, for each part, a table of rules by framework and format (found of planted), the recall, every false alarm, and,
+with ``--others``, what else was said of planted models.
 """
 
 import json
@@ -141,8 +141,8 @@ def summary(looked):
     false = [f"false alarm on {entry.file} ({entry.what}): {found}" for entry, found in sound if found]
     total = len(planted(looked))
     lines.append(
-        f"recall {total - len(missed)} of {total} planted faults; {len(false)} false alarms on {len(sound)} sound models; "
-        f"{sum(entry.beyond is not None for entry, _ in looked)} faults that the files cannot show"
+        f"recall {total - len(missed)} of {total} planted faults; {len(false)} false alarms on {len(sound)} sound "
+        f"models; {sum(entry.beyond is not None for entry, _ in looked)} faults that the files cannot show"
     )
     return lines + false
 

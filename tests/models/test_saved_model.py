@@ -56,6 +56,14 @@ def test_a_graph_of_training_mode(tensorflow_files):
     same_arrays(record, want)
 
 
+def test_written_out_with_the_moments_of_the_batch(tensorflow_files):
+    """What normalises each row by itself beside it is no batch normalization."""
+    want = json.loads((tensorflow_files / "modules.json").read_text())["live"]
+    (record,) = open_model(tensorflow_files / "of_the_batch").layers
+    assert (record.name, record.mode, record.epsilon, record.axis) == ("live", "training", 4e-3, -1)
+    same_arrays(record, want)
+
+
 def test_written_out_and_inside_a_branch(tensorflow_files):
     want = json.loads((tensorflow_files / "modules.json").read_text())
     first, branch = open_model(tensorflow_files / "out").layers

@@ -93,6 +93,27 @@ class WrittenOut(tf.Module):
         return {"y": tf.identity(y), "z": z}
 
 
+class OfTheBatch(tf.Module):
+    """Normalised by the batch's own moments, as ``training=True`` exports; then each row by its own."""
+
+    def __init__(self):
+        super().__init__(name="of_the_batch")
+        with tf.name_scope("live"):
+            self.v = {role: tf.Variable(tf.zeros(5), name=role) for role in ROLES}
+        fill(self.v.values(), 4)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 5), name="x")])
+    def __call__(self, x):
+        x = tf.tanh(x)
+        for scope, axes in (("live", [0]), ("rows", [1])):
+            with tf.name_scope(scope):
+                mean, variance = tf.nn.moments(x, axes, keepdims=scope == "rows")
+                x = tf.nn.batch_normalization(
+                    x, mean, variance, self.v["beta"], self.v["gamma"], 4e-3, name="batchnorm"
+                )
+        return x
+
+
 class Plain(tf.Module):
     def __init__(self):
         super().__init__()
@@ -152,6 +173,7 @@ def main(folder):
     for name, module in (
         ("fused", Fused()),
         ("training", Fused(training=True)),
+        ("of_the_batch", OfTheBatch()),
         ("plain", Plain()),
         ("fails", Fails()),
     ):
@@ -162,6 +184,7 @@ def main(folder):
         json.dumps(
             {
                 "fused": {role: np.asarray(v).tolist() for role, v in Fused().v.items()},
+                "live": {role: np.asarray(v).tolist() for role, v in OfTheBatch().v.items()},
                 "first": {role: np.asarray(v).tolist() for role, v in module.first.items()},
                 "branch": {role: np.asarray(v).tolist() for role, v in module.branch.items()},
             }

@@ -18,7 +18,7 @@ from batchnorm.errors import ArgumentError
 
 from .findings import Check, Checked, Seen
 from .loading import hashed, load, notes_of
-from .measuring import Run, run_on
+from .measuring import Run, ordered, run_on
 from .rulebook import chosen_rules
 
 __all__ = ["check"]
@@ -147,22 +147,11 @@ def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:
     return Seen(measured.samples, ran.batches, size, needed(measured, records), gap, ran.skipped)
 
 
-def _ordered(read: Model, graph: Graph | None) -> tuple[LayerRecord, ...]:
-    """The layers in the order of the data's way, where the graph tells it."""
-    if graph is None:
-        return read.layers
-    order: dict[str, int] = {}
-    for place, operation in enumerate(graph.operations):
-        if operation.kind == "batch_norm":
-            order.setdefault(operation.name, place)
-    return tuple(sorted(read.layers, key=lambda record: order.get(record.name, len(graph.operations))))
-
-
 def _subjects(reads: Sequence[Model], data: Measurements | None) -> list[Subject]:
     graphs: list[Graph | None] = [getattr(read, "graph", None) for read in reads]
     return [
         Subject(
-            records=_ordered(read, graphs[place]),
+            records=_as_run(ordered(read), data),
             graph=graphs[place],
             data=data,
             deployed=read.format in DEPLOYED,
@@ -170,6 +159,12 @@ def _subjects(reads: Sequence[Model], data: Measurements | None) -> list[Subject
         )
         for place, read in enumerate(reads)
     ]
+
+
+def _as_run(records: tuple[LayerRecord, ...], data: Measurements | None) -> tuple[LayerRecord, ...]:
+    """In the order in which the data reached them; those that it did not reach are last."""
+    reached = [] if data is None else list(data.layers)
+    return tuple(sorted(records, key=lambda each: [*reached, each.name].index(each.name)))
 
 
 def _skipped(

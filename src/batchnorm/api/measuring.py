@@ -15,6 +15,7 @@ from batchnorm.analysis.rules.data import gaps
 from batchnorm.analysis.rules.effect import SHOWS, debiased, effect
 from batchnorm.analysis.rules.inputs import CHANGES, changed
 from batchnorm.analysis.rules.measured import Measured, Measurements, Stream
+from batchnorm.core.graph import Graph
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, BatchnormError
@@ -24,7 +25,7 @@ from .findings import Accuracy
 from .labels import floats, hits
 from .padding import told, without_padding
 
-__all__ = ["Run", "run_on"]
+__all__ = ["Run", "ordered", "run_on"]
 
 TRIED = 256
 """Samples on which changes of the input are tried."""
@@ -54,19 +55,22 @@ def run_on(model: Model, batches: Batches, batched: bool, *, labelled: bool = Fa
     labelled : bool
         Whether labels were given by themselves, and have to fit.
     """
-    records = model.layers
+    records = ordered(model)
     streams = {record.name: Stream(record, batched) for record in records}
     score, kept, samples, number = _Score(model), _Kept(), 0, 0
+    called: dict[str, None] = {}
     with score:
         for batch in without_padding(model, batches, "check"):
             outputs, captured = model.run(batch.inputs, capture=list(streams))
             padding, masks = told(batch, captured), getattr(captured, "masks", {})
+            called: dict[str, None] = called or getattr(captured, "order", {})
             for name, stream in streams.items():
                 stream.add(captured.pop(name, []), batch.samples, masks.get(name, ()), padding)
             score.add(batch, outputs)
             kept.add(batch)
             samples, number = samples + batch.samples, number + 1
-    found = {name: seen for name, stream in streams.items() if (seen := stream.result()) is not None}
+    records = tuple(sorted(records, key=lambda each: [*called, each.name].index(each.name)))
+    found = {each.name: seen for each in records if (seen := streams[each.name].result()) is not None}
     if not found:
         raise ArgumentError(
             "check: data reaches no batch normalization of the model; give the input of the whole model."
@@ -74,6 +78,18 @@ def run_on(model: Model, batches: Batches, batched: bool, *, labelled: bool = Fa
     whole = Measurements(samples, found)
     helps = _remedies(model, records, whole, kept.batches)
     return Run(Measurements(samples, found, helps), number, score.result(labelled), batches.skipped)
+
+
+def ordered(model: Model) -> tuple[LayerRecord, ...]:
+    """The layers in the order of the data's way, where the graph tells it."""
+    graph: Graph | None = getattr(model, "graph", None)
+    if graph is None:
+        return model.layers
+    order: dict[str, int] = {}
+    for place, operation in enumerate(graph.operations):
+        if operation.kind == "batch_norm":
+            order.setdefault(operation.name, place)
+    return tuple(sorted(model.layers, key=lambda record: order.get(record.name, len(graph.operations))))
 
 
 class _Kept:

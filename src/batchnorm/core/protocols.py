@@ -24,12 +24,15 @@ class Masked(dict[str, list[tuple[NDArray[Any], NDArray[Any]]]]):
         Layer name -> for each call the mask that the layer itself was given, True where it counts, or None.
     padding : array or None
         The positions that the model itself takes for data, one row a sample, whatever its layers make of that.
+    order : dict
+        The names of the layers as they were first called.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__({name: [] for name in names})
         self.masks: dict[str, list[NDArray[Any] | None]] = {name: [] for name in names}
         self.padding: NDArray[Any] | None = None
+        self.order: dict[str, None] = {}
 
 
 @runtime_checkable

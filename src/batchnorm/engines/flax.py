@@ -76,6 +76,7 @@ def _record(name: str, layer: Any, captured: Masked) -> None:
         y: Any = kind.__call__(self, x, *args, **kwargs)
         mask = kwargs.get("mask")
         captured[name].append((np.array(x), np.array(y)))
+        captured.order.setdefault(name)
         captured.masks[name].append(None if mask is None else np.array(mask, bool))
         return y
 

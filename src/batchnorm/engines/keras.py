@@ -202,6 +202,7 @@ def _recorded(name: str, layer: Any, captured: Masked) -> AbstractContextManager
         outputs = original(*args, **kwargs)
         try:
             captured[name].append((array_of(args[0] if args else kwargs["inputs"]), array_of(outputs)))
+            captured.order.setdefault(name)
             captured.masks[name].append(mask_of(args, kwargs, array_of))
         except Exception as error:
             raise Refused(

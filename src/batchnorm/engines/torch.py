@@ -178,6 +178,7 @@ def _recorded(name: str, layer: Any, captured: Masked) -> Generator[None]:
     def before(_module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         mask = named.get("mask", arguments[1] if len(arguments) > 1 else None)
         is_mask = str(getattr(mask, "dtype", "")) == "torch.bool"
+        captured.order.setdefault(name)
         captured.masks[name].append(array_of(mask) if is_mask else None)
         waiting.append([array_of((*arguments, *named.values())[0]), None])
 

@@ -86,6 +86,8 @@ def _kind(name: str, config: Config, operation: Operation, item: Config, node: A
     if name in ACTIVATIONS:
         return "identity" if name == "Activation" and config.get("activation") == "linear" else "activation"
     if name in DROPOUTS:
+        if config.get("rate", config.get("stddev")) == 0:
+            return "identity"
         return "stochastic_depth" if _drops_samples(config.get("noise_shape")) else "dropout"
     if name in STOCHASTIC_DEPTHS:
         return "stochastic_depth"

@@ -244,6 +244,8 @@ def _described(operation: Operation, scope: Scope, node: Node, flowing: int) -> 
         return _weighted(operation, scope, node, "dense", more)
     if node.op == "Transpose" and (order := scope.attribute(node, "perm")) is not None:
         return _Step(replace(operation, kind="reshape", settings={**settings, "permutation": tuple(order.integers(8))}))
+    if node.op == "Dropout" and _rate(scope, node) == 0:
+        return _Step(replace(operation, kind="identity"))
     if node.op in ARITHMETIC:
         kind: Kind = "elementwise_linear" if flowing == 1 else "add" if node.op in ("Add", "Sub") else "other"
         if node.op == "Div" and scope.constant(node.inputs[-1]) is None:
@@ -257,6 +259,15 @@ def _described(operation: Operation, scope: Scope, node: Node, flowing: int) -> 
         kind = "other" if dtype is None else "identity"  # to whole numbers it is no mere name
         return _Step(replace(operation, kind=kind, settings={**settings, "computes": dtype} if dtype else settings))
     return _Step(replace(operation, kind=KINDS.get(node.op, "other")))
+
+
+def _rate(scope: Scope, node: Node) -> float | None:
+    """What share a Dropout drops, where it is a constant: an attribute before opset 12, then an input."""
+    attribute = scope.attribute(node, "ratio")
+    if attribute is not None:
+        return attribute.float32(2)
+    held = scope.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+    return float(held.read().reshape(-1)[0]) if held is not None and held.size == 1 else None
 
 
 def _place_of(scope: Scope, node: Node, index: int) -> Any:

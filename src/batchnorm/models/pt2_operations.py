@@ -161,6 +161,9 @@ class _Builder:
             if len(inputs) == 1:
                 return "elementwise_linear", {}
             return ("add" if operator.startswith(("add", "sub")) else "other"), {}
+        rate: Json = arguments.get("p") or {}
+        if KINDS.get(operator) == "dropout" and rate.get("as_float") == 0:
+            return "identity", {}
         return KINDS.get(operator, "other") if target.startswith("torch.ops.aten.") else "other", {}
 
 

@@ -183,7 +183,8 @@ def _described(module: Any) -> Described:
         return _convolution(module)
     if kind is nn.Linear:
         return "dense", {"channel_axis": -1, "kernel_out_axis": 0, "kernel_in_axis": 1}, dict(_weights(module))
-    return _module_kind(kind.__name__), {}, {}
+    found = _module_kind(kind.__name__)
+    return "identity" if found == "dropout" and getattr(module, "p", None) == 0 else found, {}, {}
 
 
 def _module_kind(name: str) -> Kind:

@@ -64,6 +64,35 @@ def test_axis_mismatch_with_the_convolution_after_it_and_not_over_a_reshape():
     assert ("BN203", "error") not in found(moved)
 
 
+@pytest.mark.parametrize("order", [(0, 2, 1, 3), (0, 3, 1, 2)])
+def test_axis_mismatch_follows_the_channels_through_transposes(order):
+    """Channels-first convolution: its channels are where the transposition puts axis 1."""
+    moved = operation("reshape", "t", "conv", settings={"permutation": order})
+    back = operation("reshape", "u", "bn", settings={"permutation": tuple(np.argsort(order))})
+    given = graph(conv(channel_axis=1), moved, norm("t"), back, conv("c", "u", channel_axis=1))
+    right = order.index(1)
+    assert ("BN203", "error") not in found(given, record(axis=right))
+    assert ("BN203", "error") in found(given, record(axis=1))
+    assert f"axis {right}" in found(given, record(axis=1))["BN203", "error"].message
+
+
+def test_axis_mismatch_is_silent_where_the_convolution_after_it_agrees():
+    """A mixer: one convolution over the channels, the next over the positions."""
+    moved = operation("reshape", "t", "conv", settings={"permutation": (0, 2, 1, 3)})
+    given = graph(conv(channel_axis=1), moved, norm("t"), conv("c", "bn", channel_axis=1))
+    assert ("BN203", "error") not in found(given, record(axis=1))
+
+
+def test_several_nodes_with_the_same_statistics_are_one_shared_layer():
+    a, b = norm("conv", "bn", statistics=(1, 2)), norm("other", "bn2", statistics=(1, 2))
+    given = graph(conv(), conv("other"), a, b, operation("add", "sum", "bn bn2"))
+    hit = found(given, record(), record(name="bn2"))["BN303", "note"]
+    assert (hit.layer, hit.layers) == ("bn", ("bn", "bn2"))
+    # Layers that nobody trained share constants because they are equal.
+    fresh = {"moving_mean": f32(0, 0, 0, 0), "moving_variance": f32(1, 1, 1, 1)}
+    assert ("BN303", "note") not in found(given, record(**fresh), record(name="bn2", **fresh))
+
+
 def test_training_mode_and_batch_statistics():
     assert ("BN204", "error") in found(None, record(mode="training"))
     assert "predict()" in found(None, record(mode="training"))["BN204", "error"].message

@@ -37,12 +37,22 @@ def test_negative_variance_and_swapped_statistics():
     assert ("BN207", "error") not in found(record(moving_variance=f32(1, -0.01, 1, 1)))  # a mean is negative, too
 
 
-def test_epsilon_dominated_is_a_note_for_a_few_and_a_warning_from_a_quarter():
+def test_epsilon_dominated_is_a_note_for_a_few_and_a_warning_from_a_half():
     assert found(record(moving_variance=f32(1, 1, 1, 0.009)))["BN103", "note"].channels == (3,)
     assert found(record(moving_variance=f32(1, 1, 1, 0.011))) == {}
-    assert found(record(moving_variance=f32(1, 1, 1, 0.0009)))["BN103", "warning"].channels == (3,)
+    assert set(found(record(moving_variance=f32(1, 1, 1, 0.0009)))) == {("BN103", "note")}
+    assert found(record(moving_variance=f32(1, 1, 0.0008, 0.0009)))["BN103", "warning"].channels == (2, 3)
     # A channel that never varied is no reason for it.
     assert set(found(record(moving_variance=f32(1, 1, 1, 0)))) == {("BN110", "note")}
+
+
+def test_a_layer_none_of_whose_channels_ever_varied_is_a_warning():
+    for mean in (f32(1, 2, 3, 4), f32(0, 0, 0, 0)):
+        hit = found(record(moving_mean=mean, moving_variance=f32(0, 0, 0, 0)))["BN110", "warning"]
+        assert hit.channels == (0, 1, 2, 3)
+    # Where gamma lets nothing through, it is no matter.
+    dead = found(record(gamma=f32(0, 0, 0, 0), moving_variance=f32(0, 0, 0, 0)))
+    assert set(dead) == {("BN104", "warning"), ("BN110", "note")}
 
 
 def test_dead_gamma():
@@ -50,6 +60,8 @@ def test_dead_gamma():
     assert found(record(gamma=f32(1, 1, 0, 1e-4)))["BN104", "warning"].channels == (2, 3)
     assert found(record(gamma=f32(0, 0, 0, 0)))["BN104", "warning"].channels == (0, 1, 2, 3)
     assert found(record(gamma=f32(0.02, 0.01, 0.03, 0.5))) == {}
+    # Beside one that exploded the others are what they were.
+    assert set(found(record(gamma=f32(1, 0.5, 0.8, 1e5)))) == {("BN105", "warning")}
 
 
 def test_exploding_scale_leaves_out_what_other_rules_name():
@@ -62,6 +74,8 @@ def test_exploding_scale_leaves_out_what_other_rules_name():
     assert found(many)["BN105", "warning"].channels == tuple(range(8))
     tiny = record(epsilon=1e-12, moving_variance=f32(1, 1, 1, 1e-12), gamma=f32(1, 1, 1, 1))
     assert ("BN105", "warning") not in found(tiny)
+    # An infinite variance makes a scale of 0, beside which nothing is large.
+    assert ("BN105", "warning") not in found(record(moving_variance=f32(np.inf, np.inf, np.inf, 2)))
 
 
 def test_never_updated_needs_another_layer_that_was():
@@ -88,6 +102,18 @@ def test_not_converged_says_what_is_missing_and_the_debiased_values():
     # A mean that the initial 0 holds back, where variances hide it.
     far = record(moving_mean=f32(9, 9, 9, 9), moving_variance=f32(1, 1, 1, 1)).with_updates(400, "option")
     assert set(found(far)) == {("BN107", "warning")}
+
+
+def test_not_converged_is_measured_by_what_normalises():
+    # 3e-6 of the initial 1 is most of such a variance, and next to nothing of variance + epsilon.
+    tiny = record(decay=0.9, moving_variance=f32(1, 1, 1e-5, 1e-5)).with_updates(120, "option")
+    assert ("BN107", "warning") not in found(tiny)
+    assert ("BN107", "warning") in found(tiny.replace(epsilon=1e-7))
+    # Where nothing but the initial value's rest is stored, the channel never varied.
+    weight = np.float32(0.9**60)
+    rest = record(decay=0.9, epsilon=1e-5, moving_variance=f32(1, 2, weight, 1)).with_updates(60, "option")
+    assert ("BN107", "warning") not in found(rest.replace(moving_mean=f32(0.1, 0.2, 0, 0.1)))
+    assert ("BN107", "warning") in found(rest.replace(moving_variance=f32(1, 2, 2 * weight, 1)))
 
 
 def test_half_precision():

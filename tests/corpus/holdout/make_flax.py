@@ -83,8 +83,8 @@ if __name__ == "__main__":
     keep(a, "residual", "f_x_epsilon", "epsilon .5", ["BN206"], "stem_bn", "warning", live=how | {"epsilon": 0.5})
     keep(fit(Residual(nnx.Rngs(0), scale_input=1 / 255, **how)), "residual", "f_x_twice_scaled", "divided by 255 twice",
          ["BN103"], "stem_bn", "warning", live=how | {"scale_input": 1 / 255})  # fmt: skip
-    keep(fit(Separable(nnx.Rngs(0), axis=1, **how)), "separable", "f_x_axis", "normalises over rows", ["BN203"], "dw_bn",
-         "error", live=how | {"axis": 1}, beyond="a live NNX network tells no graph")  # fmt: skip
+    keep(fit(Separable(nnx.Rngs(0), axis=1, **how)), "separable", "f_x_axis", "normalises over rows", ["BN203"],
+         "dw_bn", "error", live=how | {"axis": 1}, beyond="a live NNX network tells no graph")  # fmt: skip
     keep(put(a, "block_bn2.var", lambda v: v - v.mean()), "residual", "f_x_negative", "variances below 0", ["BN102"],
          "block_bn2", "error")  # fmt: skip
     keep(
@@ -102,8 +102,8 @@ if __name__ == "__main__":
     lost = {**b, "dw_bn.mean": b["dw_bn.mean"] * 0, "dw_bn.var": b["dw_bn.var"] * 0 + 1}
     keep(lost, "separable", "f_x_reset", "one layer's statistics not restored", ["BN106"], "dw_bn", "error")
     keep(lost, "separable", "f_x_reset_live", "the same live", ["BN106"], "dw_bn", "error", live=how)
-    keep(put(b, "pw_bn.scale", lambda g: g * (np.arange(len(g)) % 3 == 0)), "separable", "f_x_slim", "pruned", ["BN104"],
-         "pw_bn", "warning")  # fmt: skip
+    keep(put(b, "pw_bn.scale", lambda g: g * (np.arange(len(g)) % 3 == 0)), "separable", "f_x_slim", "pruned",
+         ["BN104"], "pw_bn", "warning")  # fmt: skip
     keep(fit(Residual(nnx.Rngs(0), momentum=0.99), steps=12), "residual", "f_x_12_steps", "12 steps at .99", ["BN401"],
          "stem_bn", "warning", live={"momentum": 0.99}, run={"data": "shapes"})  # fmt: skip
     keep(a, "residual", "f_x_fed_255", "fed 0..255", ["BN403"], "stem_bn", "error", live=how,

@@ -126,8 +126,8 @@ def sound():
     keep(codes, "ok_generator", "momentum .8, leaky activations", run={"data": "noise"})
     first = nets.resnet(channels_first=True)
     lagging = fit(first, "shapes_chw", steps=60)
-    keep(lagging, "f_lagging", "60 steps at a large rate: .997 right in training mode, .70 in inference", ["BN401"], None,
-         "warning", run={"data": "shapes_chw"})  # fmt: skip
+    keep(lagging, "f_lagging", "60 steps at a large rate: .997 right in training mode, .70 in inference", ["BN401"],
+         None, "warning", run={"data": "shapes_chw"})  # fmt: skip
     fit(
         first,
         "shapes_chw",
@@ -190,7 +190,8 @@ def more_sound(made):
     keep(nets.unet(), "ok_new", "built and never trained")
     scaled = keras.Sequential(
         [layers.Input((13,)), layers.Dense(8, use_bias=False), bn_layer("a", center=False), layers.ReLU(),
-         layers.Dense(8, use_bias=False), bn_layer("b", scale=False, momentum=0.99), layers.Dense(3)], name="bare")  # fmt: skip
+         layers.Dense(8, use_bias=False), bn_layer("b", scale=False, momentum=0.99), layers.Dense(3)],
+         name="bare")  # fmt: skip
     keep(
         fit(scaled, "wine", steps=700, batch=32),
         "ok_bare",
@@ -378,8 +379,9 @@ def ported(made):
     swapped = copied(made["mlp"])
     at = swapped.get_layer("bn_1")
     gamma, beta = np.array(at.gamma), np.array(at.beta)
-    keep(with_arrays(swapped, "bn_1", gamma=beta, beta=gamma), "f_gamma_beta", "gamma and beta exchanged: the next layer shows it",
-         ["BN401"], "bn_2", "warning", run={"data": "wine_raw"})  # fmt: skip
+    keep(with_arrays(swapped, "bn_1", gamma=beta, beta=gamma), "f_gamma_beta",
+         "gamma and beta exchanged: the next layer shows it", ["BN401"], "bn_2", "warning",
+         run={"data": "wine_raw"})  # fmt: skip
     spread = with_arrays(fresh(made["unet"]), "deep_bn", moving_variance=np.sqrt)
     keep(spread, "f_deviation", "the standard deviation where the variance goes", ["BN401"], "deep_bn", "warning",
          run={"data": "shapes"}, beyond="variances near 1: off by 13 %, as sound trainings are")  # fmt: skip

@@ -27,8 +27,9 @@ RESTORE = (
     "batchnorm recalibrate MODEL --data FILE -o OUT."
 )
 RECALIBRATE = "bn.recalibrate(model, loader)"
-DOMINATED_SHARE = 0.25
-"""A quarter of the channels below epsilon is a fault of the input's scale, a few are dead features."""
+DOMINATED_SHARE = 0.5
+"""A fault of the input's scale moves all channels: the middle one lies below epsilon. Fewer are features that hardly
+vary, as an activation in front leaves them in sound networks (three of eight were seen)."""
 DEAD_SHARE = 0.5
 """Half of a layer without a scale is more than pruning leaves behind unnoticed."""
 LARGE_SCALE = 1e3
@@ -116,7 +117,7 @@ def swapped_statistics(record: LayerRecord) -> Hit | None:
 
 
 def epsilon_dominated(record: LayerRecord) -> Hit | None:
-    """Moving variances under ten epsilon; a warning where a quarter of the channels that varied lie below epsilon."""
+    """Moving variances under ten epsilon; a warning where half of the channels that varied lie below epsilon."""
     if not of.held(record) or record.epsilon is None or record.epsilon <= 0:
         return None
     variance, constant = of.variance(record), of.constant(record)
@@ -270,11 +271,10 @@ def constant_channel(record: LayerRecord) -> Hit | None:
         ),
         short=f"variance near 0, it never varied, in {of.some(channels, record.channels)}",
         remedy=(
-            "Estimate the statistics anew from data: batchnorm recalibrate MODEL --data FILE -o OUT. In training, leave "
-            "out a last batch of one sample."
+            "Estimate the statistics anew from data: batchnorm recalibrate MODEL --data FILE -o OUT. In training, "
+            "leave out a last batch of one sample."
             if whole
-            else "The unit before it is dead (a cut-off activation, zero weights) and can be pruned; nothing else to "
-            "do."
+            else "The unit before it is dead (a cut-off activation, zero weights) and can be pruned. That is all."
         ),
         code=RECALIBRATE if whole else "",
         evidence={"moving_variance": of.numbers(variance, channels), "median": float(np.median(variance))},

@@ -130,7 +130,11 @@ def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> 
     back = equations.around_high(everywhere, kept.low, kept.inverse)
     dx = equations.input_gradient(how.xp, grad, centered, _scale(kept, gamma), back, kept.count, mask)
     through_gamma = sums[1] if kept.r is None else sums[1] * kept.r + sums[0] * kept.d
-    return cast(dx, keras.backend.standardize_dtype(x.dtype)), _over_parts(how, through_gamma), _over_parts(how, sums[0])
+    return (
+        cast(dx, keras.backend.standardize_dtype(x.dtype)),
+        _over_parts(how, through_gamma),
+        _over_parts(how, sums[0]),
+    )
 
 
 def _scale(kept: Kept, gamma: Any) -> Any:

@@ -14,7 +14,17 @@ from keras import ops
 from batchnorm.core.plan import Plan, mask_shape, plan
 from batchnorm.errors import ArgumentError
 
-__all__ = ["Parts", "counted", "dtype_of", "full_mask", "in_parts", "is_one_element", "joined", "layout", "static_shape"]
+__all__ = [
+    "Parts",
+    "counted",
+    "dtype_of",
+    "full_mask",
+    "in_parts",
+    "is_one_element",
+    "joined",
+    "layout",
+    "static_shape",
+]
 
 Shape = tuple[int | None, ...]
 

@@ -37,6 +37,8 @@ def _backward(how: How, residuals: Any, grads: Outputs) -> tuple[Any, Any, Any, 
 
 
 _train.defvjp(_forward, _backward)
+
+
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
     """Normalise with the batch's statistics, gradients in closed form."""
     return _train(how, x, gamma, beta, fixed)
