@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import batchnorm.torch as bt
 from batchnorm.kernels import pool
-from batchnorm.layers.torch import fast, masked, quick, run
+from batchnorm.layers.torch import fast, masked, run
 
 pytestmark = [
     pytest.mark.skipif(not fast.ENABLED, reason="needs the extra fast"),

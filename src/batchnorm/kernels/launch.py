@@ -94,7 +94,8 @@ def versioned(function: Any) -> Any:
 
 @njit(cache=CACHE, nogil=True)
 @versioned
-def serial(function, block, steps, count):
+def serial(function, block, steps, count):  # noqa: ANN201
+    """Run the phases on this thread; for compiled code."""
     for i in range(count):
         _alone(function, block, get_int(steps, 2 * i))
         if _repeats(block):
@@ -106,7 +107,8 @@ def serial(function, block, steps, count):
 
 @njit(cache=CACHE, nogil=True)
 @versioned
-def parallel(function, block, steps, count):
+def parallel(function, block, steps, count):  # noqa: ANN201
+    """Run the phases on as many threads as each says; for compiled code."""
     for i in range(count):
         _together(function, block, get_int(steps, 2 * i), get_int(steps, 2 * i + 1))
         if _repeats(block):

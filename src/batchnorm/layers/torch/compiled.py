@@ -1,15 +1,16 @@
 """The kernels while torch.compile is at work: custom operators, which a compiled graph calls as they are.
 
-``batchnorm::normalize`` is the training forward pass, ``batchnorm::normalize_backward`` its gradient. What torch.compile
-makes of the composition in `functional` reads the input three times and adds in another order; but it fuses the layer
-with what stands around it, and an operator costs its call. So small inputs stay with the composition (`LEAST`), and so
-does inference, which is one pass over the data either way.
+``batchnorm::normalize`` is the training forward pass, ``batchnorm::normalize_backward`` its gradient. The code that
+torch.compile makes of the composition in `functional` is slower where memory is the limit, but is fused with what stands
+around it, and an operator costs its call. So small inputs stay with the composition (`LEAST`), and so does inference,
+which is one pass over the data either way. Exported graphs hold torch's operators, never these.
 
-A second derivative is taken through the composition. Exported graphs hold torch's operators, never these.
+A second derivative is taken through the composition.
 """
 
 # torch leaves many parameters of its own functions untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportUntypedFunctionDecorator=false
 from __future__ import annotations
 
 from typing import Any
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from batchnorm.core import equations
 from batchnorm.core.equations import Moments
-from batchnorm.kernels.address import address_of
 
 from . import fast
 from .activations import ACTIVATIONS as COMPOSED
@@ -31,7 +31,7 @@ from .run import ACTIVATIONS, MEAN, backward, forward
 
 __all__ = ["normalize", "takes"]
 
-LEAST = 32768
+LEAST = 2**20
 """Elements of an input from which the operator is faster than what torch.compile makes of the composition."""
 _library = torch.library.Library("batchnorm", "FRAGMENT")
 _library.define(
@@ -140,7 +140,8 @@ def _normalize_backward(
     dx, dgamma, dbeta, added = found
     if passed is not None and residual is None:
         added = torch.empty_like(x).copy_(grad)
-    return _like(dx, x), *(x.new_empty(0) if each is None else each for each in (dgamma, dbeta, added))
+    dgamma, dbeta, added = (x.new_empty(0) if each is None else each for each in (dgamma, dbeta, added))
+    return _like(dx, x), dgamma, dbeta, added
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

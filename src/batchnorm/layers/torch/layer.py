@@ -54,8 +54,8 @@ class Layer(_BatchNorm):
     activation: str | None
     skipped_updates: Tensor | None
     remaining: Tensor | None
-    _group: Callable[[], Any] | None = None
-    """Gives the processes to synchronise with; None where there are never any."""
+    joins: bool = False
+    """Whether other processes' batches can belong to this one's."""
 
     def _configure(
         self, statistics: Statistics = "moving", guard: bool = True, virtual_batch_size: int | None = None
@@ -150,7 +150,7 @@ class Layer(_BatchNorm):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), given)
 
     def _train(self, x: Tensor, mask: Tensor | None, residual: Tensor | None, training: bool) -> Tensor:
-        group = self._group() if training and self._group is not None else None
+        group = self._group() if training else None
         if group is None:
             if x.numel() == 0:
                 return functional.untouched(x, self.weight, self.bias, residual, self.activation)
@@ -165,6 +165,10 @@ class Layer(_BatchNorm):
 
     def _statistics_buffers(self, mean: Tensor, variance: Tensor) -> Buffers:
         return Buffers(mean, variance, self.num_batches_tracked, self.skipped_updates, self.remaining)
+
+    def _group(self) -> Any:
+        """The processes to synchronise with; None is none."""
+        return None
 
     def _check(self, x: Tensor, residual: Tensor | None) -> None:
         who = type(self).__name__

@@ -29,7 +29,7 @@ class _Call(NamedTuple):
     how: How
     out: tuple[int, ...]
     mask: Any
-    count: int
+    counted: int
     statistics: Tensor
     moving: Any
 
@@ -80,7 +80,7 @@ def _moments(x: Tensor, call: _Call) -> Moments:
     mean, variance = call.statistics[0], call.statistics[1]
     high = mean.to(dtype)
     low = (mean - high).to(dtype)
-    return Moments(call.count, *(each.reshape(shape) for each in (high, low, variance.to(dtype))))
+    return Moments(call.counted, *(each.reshape(shape) for each in (high, low, variance.to(dtype))))
 
 
 def _given(x: Tensor, gamma: Any, beta: Any, residual: Any, call: _Call) -> dict[str, Any]:

@@ -22,15 +22,17 @@ from torch.autograd.graph import increment_version
 from . import fast
 from .fast import NOWHERE, run_for
 from .function import How
-from .memory import FLOATS, OWN, follows, in_eager_mode, lies_there, plain, wide_type
+from .memory import OWN, follows, in_eager_mode, lies_there, plain, wide_type
 from .recompute import inside_backward
-from .run import ACTIVATIONS, FLOATS_HERE, Run, start
+from .run import ACTIVATIONS, FLOATS_HERE, start
 from .state import Buffers
 
 __all__ = ["Known", "call"]
 
 MOST = 32
 """Kinds of calls that a layer remembers."""
+UNUSED, READ, UPDATED = range(3)
+"""What becomes of the running statistics in a call."""
 _settings = itemgetter(
     "training", "eps", "momentum", "frozen", "activation", "virtual_batch_size", "track_running_stats"
 )
@@ -48,14 +50,18 @@ class Known(dict[Any, Any]):
         return Known, ()
 
 
+NOTHING = Known()
+
+
 @dataclass(slots=True, eq=False)
 class _Ready:
     """A call of one kind, on these tensors.
 
-    ``nbytes`` and ``stored`` are the lengths of gamma and of mean; ``written`` are the tensors that a call writes to.
+    ``nbytes`` and ``stored`` are the lengths of gamma and of mean; ``use`` is what becomes of mean and variance;
+    ``written`` are the tensors that a call writes to and autograd keeps a version of.
     """
 
-    run: Run
+    run: Any
     gamma: Any
     beta: Any
     mean: Any
@@ -65,7 +71,7 @@ class _Ready:
     remaining: Any
     nbytes: int
     stored: int
-    given: bool
+    use: int
     written: tuple[Tensor, ...]
 
 
@@ -76,8 +82,8 @@ def call(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     own = layer.__dict__
     strides = x.stride()
     kind = (_settings(own), x.shape, strides, x.dtype, residual is None, _task() == -1, _threads())
-    known = own.get("_known")
-    ready = None if known is None else known.get(kind)
+    known = own.get("_known") or NOTHING
+    ready = known.get(kind)
     if ready is None:
         return _first(layer, x, residual, kind)
     if residual is not None and not _beside(residual, x, strides):
@@ -112,12 +118,12 @@ def _where(ready: _Ready, parameter: Any, buffer: Any) -> tuple[int, int, int, i
         and (mean is None or (mean.nbytes == stored and variance.nbytes == stored and mean.is_cpu))
     ):
         return None
-    if ready.given:
-        return mean.data_ptr(), variance.data_ptr(), 0, 0
-    if not ready.written:
+    if mean is None or variance is None or ready.use == UNUSED:
         return NOWHERE
-    skips = 0 if skipped is None else skipped.data_ptr()
-    return mean.data_ptr(), variance.data_ptr(), skips, 0 if tracked is None else tracked.data_ptr()
+    if ready.use == READ:
+        return mean.data_ptr(), variance.data_ptr(), 0, 0
+    skips, counts = 0 if skipped is None else skipped.data_ptr(), 0 if tracked is None else tracked.data_ptr()
+    return mean.data_ptr(), variance.data_ptr(), skips, counts
 
 
 def _beside(residual: Any, x: Tensor, strides: Any) -> bool:
@@ -137,31 +143,32 @@ def _first(layer: Any, x: Tensor, residual: Tensor | None, kind: Any) -> Tensor:
 def _ready(layer: Any, x: Tensor, adds: bool) -> _Ready | None:
     """What a call like this one, which has passed all checks, needs next time; None where it is to go the long way."""
     size = layer.virtual_batch_size
-    if layer._group is not None or layer.activation not in ACTIVATIONS or x.numel() == 0:
+    if layer.joins or layer.activation not in ACTIVATIONS or x.numel() == 0:
         return None
     parameters, buffers = layer._parameters, layer._buffers
     if (size is not None and x.shape[0] > size) or not {*_tensors[0]} <= parameters.keys():
         return None
-    tensors = *map(parameters.get, _tensors[0]), *map(buffers.get, _tensors[1])
+    tensors: list[Any] = [*map(parameters.get, _tensors[0]), *map(buffers.get, _tensors[1])]
     gamma, beta, mean, variance, tracked, skipped, remaining = tensors
-    if x.dtype not in FLOATS or not all(_exact(each, x) for each in (gamma, beta)):
+    if not plain(x) or not all(_exact(each, x) for each in (gamma, beta)):
         return None
     training, how = layer.training and not layer.frozen, How(layer.eps, layer.activation)
-    run, written, given = None, (), False
+    run, written, use = None, (), UNUSED
     if not training and mean is not None and variance is not None:
         if mean.dtype in FLOATS_HERE and all(_exact(each, x, mean.dtype) for each in (mean, variance)):
-            run, given = run_for(x, how, adds, None, None, mean.dtype), True
-    elif not (training and layer.track_running_stats and mean is not None) or inside_backward():
+            run, use = run_for(x, how, adds, None, None, mean.dtype), READ
+    elif mean is None or variance is None or not (training and layer.track_running_stats) or inside_backward():
         run = run_for(x, how, adds, None, None)
     else:
         moving = follows(Buffers(mean, variance, tracked, skipped, remaining), layer.momentum)
         if moving is not None and bool(moving.tracked) == (tracked is not None):
-            run, written = run_for(x, how, adds, moving, 1 - layer.momentum), moving.written
+            run, written, use = run_for(x, how, adds, moving, 1 - layer.momentum), moving.written, UPDATED
     if run is None:
         return None
     run.exact = True
     nbytes = x.shape[1] * wide_type(x.dtype).itemsize
-    return _Ready(run, *tensors, nbytes, 0 if mean is None else mean.nbytes, given, written)
+    stored = 0 if mean is None else mean.nbytes
+    return _Ready(run, gamma, beta, mean, variance, tracked, skipped, remaining, nbytes, stored, use, written)
 
 
 def _exact(values: Tensor | None, x: Tensor, dtype: torch.dtype | None = None) -> bool:

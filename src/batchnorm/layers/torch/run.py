@@ -73,7 +73,7 @@ def kept_moments(x: Tensor, memory: Any, count: int) -> Moments:
     return Moments(count, *(each.reshape(shape) for each in (high, low, variance.to(dtype))))
 
 
-def wide(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def wide(values: Any, dtype: torch.dtype) -> Any:
     """Gamma or beta as the kernels read them."""
     if values is None or (values.dtype is dtype and values.is_contiguous()):
         return values
@@ -118,10 +118,10 @@ class Fast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """By the kernel, or by operations where they are to be followed."""
-        x, gamma, *more = ctx.saved_tensors
+        saved: Any = ctx.saved_tensors
         run, memory, of_beta = ctx.kept
+        x, gamma, beta, residual = saved if len(saved) == 4 else (*saved, None, None)
         grad = grads[0]
-        beta, residual = more or (None, None)
         if torch.is_grad_enabled() or not (
             in_eager_mode()
             and type(grad) is Tensor
@@ -138,7 +138,8 @@ class Fast(torch.autograd.Function):
             found = gradients(grad, x, gamma, beta, residual, None, batch, run.how, after, training=run.training)
         else:
             _, needs_gamma, needs_beta, needs_residual, *_ = ctx.needs_input_grad
-            wanted = gamma.dtype if needs_gamma else None, of_beta if needs_beta else None, needs_residual
+            of_gamma = None if gamma is None or not needs_gamma else gamma.dtype
+            wanted = of_gamma, of_beta if needs_beta else None, needs_residual
             found = backward(run, address_of(memory) + 8 * MEAN, grad, x, gamma, beta, residual, wanted)
         return *found, None, None, None
 

@@ -59,6 +59,7 @@ class SyncBatchNorm(Layer):
     """
 
     ranks = tuple(range(2, 8))
+    joins = True
 
     def __init__(
         self,

@@ -1,0 +1,228 @@
+"""A layer's second call of a kind, whose checks are looked up: the same as the first, and never on stale tensors."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch.nn.utils import prune
+
+import batchnorm.torch as bt
+from batchnorm.layers.torch import fast, quick
+
+pytestmark = pytest.mark.skipif(not fast.ENABLED, reason="needs the extra fast")
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Calls that went the short way."""
+    calls = []
+    start = quick.start
+    monkeypatch.setattr(quick, "start", lambda *given: calls.append(given) or start(*given))
+    return calls
+
+
+def run(layer, *given):
+    """Output, gradients, buffers."""
+    leaves = [each.detach().clone().requires_grad_() for each in given]
+    y = layer(*leaves)
+    wanted = [*leaves, *(p for p in layer.parameters() if p.requires_grad)]
+    found = torch.autograd.grad(y, wanted, numbers(*y.shape, seed=3).to(y.dtype))
+    return [y.detach(), *found, *(each.clone() for each in layer.buffers())]
+
+
+def agree(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None},
+                                       {"statistics": "debiased"}, {"guard": False}, {"bias": False}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_second_call_is_the_first_again(monkeypatch, started, arguments, training, dtype):
+    made = bt.BatchNorm2d(6, **arguments).train(training)
+    made = made.double() if dtype is torch.float64 else made
+    other = copy.deepcopy(made)
+    for seed in range(3):
+        x = numbers(4, 6, 5, 7, seed=seed).to(dtype)
+        found = run(made, x)
+        with monkeypatch.context() as patch:
+            patch.setattr(quick, "call", lambda layer, x, residual: layer._normalize(x, None, residual))
+            agree(found, run(other, x))
+    moving = training and arguments.get("track_running_stats", True)
+    long_way = moving and ("momentum" in arguments or "statistics" in arguments)
+    assert len(started) == (0 if long_way else 2)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+def test_with_residual_and_activation(monkeypatch, started, activation):
+    made = bt.BatchNormAct2d(6, activation=activation)
+    other = copy.deepcopy(made)
+    for seed in range(3):
+        x, residual = numbers(4, 6, 5, 7, seed=seed), numbers(4, 6, 5, 7, seed=seed + 9)
+        found = run(made, x, residual)
+        with monkeypatch.context() as patch:
+            patch.setattr(quick, "call", lambda layer, x, residual: layer._normalize(x, None, residual))
+            agree(found, run(other, x, residual))
+    assert len(started) == (0 if activation == "gelu" else 2)
+    before = len(started)
+    with pytest.raises(ValueError, match="residual must have the shape"):
+        made(x, residual[:, :, :1])
+    y = made(x, residual.contiguous(memory_format=torch.channels_last))
+    assert len(started) == before
+    torch.testing.assert_close(y, made(x, residual), rtol=0, atol=1e-5)
+
+
+CHANGES = {
+    "eps": lambda layer: setattr(layer, "eps", 0.5),
+    "momentum": lambda layer: setattr(layer, "momentum", 0.7),
+    "weight": lambda layer: setattr(layer, "weight", torch.nn.Parameter(torch.full((6,), 3.0))),
+    "no weight": lambda layer: layer.register_parameter("weight", None),
+    "weight's data": lambda layer: setattr(layer.weight, "data", torch.full((6,), 3.0)),
+    "a view as the weight's data": lambda layer: setattr(layer.weight, "data", torch.full((6, 2), 3.0)[:, 0]),
+    "mean": lambda layer: setattr(layer, "running_mean", torch.full((6,), 3.0)),
+    "mean's data": lambda layer: setattr(layer.running_mean, "data", torch.full((6,), 3.0)),
+    "shared memory": lambda layer: [each.share_memory_() for each in layer.state_dict().values()],
+    "the counter's data": lambda layer: setattr(layer.num_batches_tracked, "data", torch.tensor(7)),
+    "no counter": lambda layer: setattr(layer, "num_batches_tracked", None),
+    "eval": lambda layer: layer.eval(),
+    "frozen": lambda layer: layer.freeze(),
+    "track_running_stats": lambda layer: setattr(layer, "track_running_stats", False),
+    "double": lambda layer: layer.double().float(),
+    "in parts": lambda layer: setattr(layer, "virtual_batch_size", 2),
+    "parametrized": lambda layer: torch.nn.utils.parametrize.register_parametrization(
+        layer, "weight", torch.nn.Softplus()
+    ),
+    "pruned": lambda layer: prune.l1_unstructured(layer, "bias", 2),
+    "loaded": lambda layer: layer.load_state_dict({name: value * 2 + 1 for name, value in layer.state_dict().items()}),
+    "assigned": lambda layer: layer.load_state_dict(
+        {name: value * 2 + 1 for name, value in layer.state_dict().items()}, assign=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_nothing_of_what_has_changed_is_remembered(name):
+    made, fresh = bt.BatchNorm1d(6), bt.BatchNorm1d(6)
+    x = numbers(8, 6, 9)
+    for layer in (made, fresh):
+        torch.manual_seed(1)
+        torch.nn.init.normal_(layer.bias)
+    for _ in range(3):
+        run(made, x)
+    fresh.load_state_dict({name: value.clone() for name, value in made.state_dict().items()})
+    for layer in (made, fresh):
+        CHANGES[name](layer)
+    for _ in range(2):
+        agree(run(made, x), run(fresh, x))
+
+
+def test_errors_are_those_of_the_first_call():
+    made = bt.BatchNorm1d(6)
+    for _ in range(2):
+        made(numbers(8, 6))
+    for wrong, message in ((numbers(8, 5), "num_features=6"), (numbers(8, 6, 2, 2), "2D or 3D"), (numbers(1, 6), "more than 1"),
+                           (torch.ones(8, 6, dtype=torch.int64), "floating")):  # fmt: skip
+        with pytest.raises((ValueError, TypeError), match=message):
+            made(wrong)
+
+
+def test_what_is_no_memory_goes_the_long_way(started):
+    made = bt.BatchNorm1d(6).eval()
+    x = numbers(4, 6)
+    for _ in range(2):
+        wanted = made(x)
+    assert len(started) == 1
+    left = []
+    torch.func.grad(lambda x: (left.append(x * 1), x.sum())[1])(x)
+    negative = torch.complex(x, -x).conj().imag
+    assert negative.is_neg()
+    for given in (left[0], negative, torch.nn.Parameter(x)):
+        torch.testing.assert_close(made(given), wanted)
+    zeros = torch._efficientzerotensor((4, 6))
+    torch.testing.assert_close(made(zeros), made(torch.zeros(4, 6)))
+    assert len(started) == 3  # the parameter, and the zeros with memory
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_default_device_is_not_where_a_cpu_tensor_goes(device):
+    made, x = bt.BatchNorm1d(6), numbers(8, 6).requires_grad_()
+    masked = torch.ones(8, dtype=torch.bool)
+    wanted, grad = run(copy.deepcopy(made), x), numbers(8, 6, seed=3)
+    with torch.device(device):
+        for given in ((x,), (x, masked), (x,)):
+            other = copy.deepcopy(made)
+            y = other(*given)
+            y.backward(grad)
+            torch.testing.assert_close([y.detach(), x.grad], wanted[:2])
+            x.grad = None
+
+
+def test_copies_and_pickles_remember_nothing(started):
+    made, x = bt.BatchNorm1d(6), numbers(8, 6)
+    made(x), made(x)
+    assert made.__dict__["_known"]
+    file = io.BytesIO()
+    torch.save(made, file)
+    file.seek(0)
+    copies = copy.deepcopy(made), pickle.loads(pickle.dumps(made)), torch.load(file, weights_only=False)
+    assert not any(each.__dict__["_known"] for each in copies)
+    assert len(pickle.dumps(made)) == len(pickle.dumps(copies[0]))
+    wanted = made(x)
+    for each in copies:
+        assert torch.equal(each(x), wanted)
+        assert torch.equal(each(x), wanted)
+
+
+def test_many_kinds_of_calls_are_not_all_kept():
+    made = bt.BatchNorm1d(6)
+    for size in range(2, 2 * quick.MOST):
+        made(numbers(size, 6))
+    assert len(made.__dict__["_known"]) <= quick.MOST
+
+
+def test_saved_tensors_that_come_back_otherwise():
+    made = bt.BatchNorm2d(6)
+    x = numbers(4, 6, 5, 7).requires_grad_()
+    wanted = run(copy.deepcopy(made), x)[1]
+    for unpack in (lambda t: t.clone(), lambda t: t.clone(memory_format=torch.channels_last) if t.dim() == 4 else t):
+        for _ in range(2):
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+                y = made(x)
+            (found,) = torch.autograd.grad(y, x, numbers(4, 6, 5, 7, seed=3))
+            # Another memory order adds in another order, or is composed in float32: a few roundings of the largest.
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * wanted.abs().max().item())
+
+
+def test_parameters_that_are_not_trained_get_no_gradient(started):
+    made, x = bt.BatchNorm1d(6), numbers(8, 6)
+    made.weight.requires_grad_(False)
+    for _ in range(2):
+        made(x.clone().requires_grad_()).sum().backward()
+        assert made.weight.grad is None
+        assert made.bias.grad is not None
+    assert started
+
+
+def test_a_second_derivative(started):
+    made = bt.BatchNormAct1d(3, activation="silu").double()
+    x = numbers(5, 3).double().requires_grad_()
+    made(x)
+    assert torch.autograd.gradgradcheck(made, (x,))
+    assert started
+
+
+def test_once_under_checkpointing(started):
+    made, x = bt.BatchNorm1d(6), numbers(8, 6).requires_grad_()
+    for reentrant in (True, False):
+        for _ in range(3):
+            torch.utils.checkpoint.checkpoint(made, x, use_reentrant=reentrant).sum().backward()
+    assert made.num_batches_tracked == 6
+    assert len(started) >= 6
