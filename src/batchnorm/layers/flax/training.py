@@ -26,6 +26,10 @@ from batchnorm.errors import ArgumentError
 __all__ = ["Sync", "Task", "full_mask", "train"]
 
 
+LARGE = 1 << 15
+"""Less than this is read again in the time that a condition takes."""
+
+
 class Sync(NamedTuple):
     """A named axis of devices (pmap, shard_map, vmap), and its indices in groups that share a batch; None: all do."""
 
@@ -186,7 +190,8 @@ def _moments(task: Task, x: Any, mask: Any) -> Moments:
     count = (
         ones * jnp.asarray(_product(held), x.dtype) if mask is None else jnp.sum(ones, axis=task.reduced, keepdims=True)
     )
-    batch = equations.moments(jnp, x, task.reduced, jnp.maximum(count, 1), mask)
+    choose = lax.cond if x.size > LARGE else None
+    batch = equations.moments(jnp, x, task.reduced, jnp.maximum(count, 1), mask, choose=choose)
     batch = batch._replace(count=jnp.broadcast_to(count, batch.high.shape))
     return batch if task.sync is None else equations.merge_all(jnp, task.sync.gathered(batch))
 
