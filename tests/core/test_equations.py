@@ -39,12 +39,41 @@ def test_float32_output_is_within_5e_7_at_any_mean(layout, mean):
     assert np.max(np.abs(both - true_mean) / np.sqrt(true_variance)) <= 2 * U32
 
 
-def test_without_the_refinement_rows_added_one_by_one_are_over_that_bound():
+def test_without_runs_rows_added_one_by_one_are_over_that_bound():
     x = np.ascontiguousarray(batch(1e4, count=16384).T)
     wanted = reference.training(x, None, None, epsilon=EPSILON)
     errors = [np.max(np.abs(forward(x, (0,), refine)[1] - wanted)) / np.max(np.abs(wanted)) for refine in (False, True)]
     assert errors[0] > 1e-6
     assert errors[1] < 5e-7
+
+
+def test_output_is_standardize_and_affine():
+    x, (gamma, beta) = batch(1e6), np.random.default_rng(3).normal(size=(2, 3, 1)).astype(np.float32)
+    got = equations.moments(np, x, (1,), x.shape[1])
+    inverse = equations.inv_std(np, got.variance, EPSILON)
+    wanted = equations.affine(equations.standardize(x, got.high, got.low, inverse), gamma, beta)
+    for b in (beta, None):
+        y = equations.output(x, got.high, got.low, gamma * inverse, b)
+        # Four roundings of the terms each.
+        np.testing.assert_allclose(y, wanted if b is not None else wanted - beta, atol=16 * U32 * np.max(np.abs(wanted)))
+
+
+def test_gradients_around_high_are_those_of_x_hat():
+    x = batch(1e2).astype(np.float64)
+    grad = np.random.default_rng(4).normal(size=x.shape)
+    got = equations.moments(np, x, (1,), x.shape[1])._replace(low=np.full((3, 1), 0.03))
+    inverse = equations.inv_std(np, got.variance, EPSILON)
+    x_hat = equations.standardize(x, got.high, got.low, inverse)
+    wanted = equations.parameter_gradients(np, grad, x_hat, (1,))
+    own = equations.parameter_gradients(np, grad, x - got.high, (1,))
+    sums = equations.of_x_hat(own, got.low, inverse)
+    np.testing.assert_allclose(sums, wanted, rtol=1e-10)
+    back = equations.around_high(sums, got.low, inverse)
+    dx = [
+        equations.input_gradient(np, grad, values, inverse, each, x.shape[1], None)
+        for values, each in ((x_hat, wanted), (x - got.high, back))
+    ]
+    np.testing.assert_allclose(*dx, rtol=1e-10, atol=1e-12)
 
 
 def test_the_low_part_of_the_mean_is_needed():
@@ -73,6 +102,33 @@ def test_a_constant_channel_around_padding_is_exactly_zero():
     got = equations.moments(np, x, (1,), 4, mask)
     assert got.variance.tolist() == [[0.0], [0.0]]
     assert got.mean.tolist() == [[np.float32(3.1e7)]] * 2
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 1e2, 1e6])
+def test_what_rounding_takes_from_the_mean_is_worked_out_or_measured(mean, far):
+    asked = []
+
+    def choose(condition, yes, no):
+        asked.append((bool(condition), no()))
+        return yes() if condition else no()
+
+    x = batch(mean)
+    if far:
+        x[1, 0] += np.float32(-3e6)
+    got = equations.moments(np, x, (1,), x.shape[1], choose=choose)
+    ((measured, worked_out),) = asked
+    assert measured == far
+    true_mean, true_variance = reference.moments(x, axis=0)
+    both = got.high.ravel().astype(np.float64) + got.low.ravel()
+    # The distance of the first element is at most 4 standard deviations where nothing is measured: 4u, and the sum's u.
+    assert np.max(np.abs(both - true_mean) / np.sqrt(true_variance)) <= 5 * U32
+    # One square makes up the variance of a channel with a far element, and is rounded again in each addition: NumPy
+    # makes 128 in a row.
+    bound = 64 * U32 if far else 2 * (5e-7 - 3 * U32)
+    assert np.max(np.abs(got.variance.ravel() - true_variance) / true_variance) <= bound
+    if far and mean == 0:
+        assert abs(got.high[1, 0] + worked_out[1, 0] - true_mean[1]) > 1e-3  # without the measurement
 
 
 def test_values_near_1e30_stay_finite():

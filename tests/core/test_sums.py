@@ -59,10 +59,12 @@ def test_one_number_after_another_takes_sides_and_runs_do_not():
     assert abs(in_runs(np, x, (0,)).item() - exact) / exact <= U32
 
 
-def test_an_unknown_length_is_summed_twice():
-    x = np.random.default_rng(1).uniform(0.5, 1.5, (5000, 3)).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_unknown_length_is_summed_twice(dtype):
+    x = np.random.default_rng(1).uniform(0.5, 1.5, (5000, 3)).astype(dtype)
     got = np.asarray(in_runs(Namespace, x.view(Unknown), (0,)))
     wanted = np.array([math.fsum(column) for column in x.T.astype(np.float64)])
+    assert got.dtype == dtype
     assert np.max(np.abs(got.ravel() - wanted) / wanted) <= 2 * U32  # the sum's own rounding, and the correction's
 
 
@@ -73,7 +75,7 @@ class Namespace:
     def sum(values, axis, keepdims=False):
         return np.add.reduce(np.asarray(values), axis=axis, keepdims=keepdims).view(Unknown)
 
-    where = np.where
+    where, isfinite = np.where, np.isfinite
 
 
 def test_nothing_and_what_is_not_finite_pass_through():

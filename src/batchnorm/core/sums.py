@@ -20,7 +20,7 @@ ALONE = 256
 
 
 def in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
-    """The sum over ``axes``, which stay with length 1; ``xp`` has ``shape`` and ``reshape`` besides ``sum``, ``where``.
+    """The sum over ``axes``, which stay with length 1; ``xp`` has ``shape`` and ``reshape`` besides the others.
 
     An axis whose length is unknown, or has no divisors that would do, is summed twice: as it is, and what is left of
     it less its mean.
@@ -94,6 +94,6 @@ def _twice(xp: Any, values: Any, axis: int) -> Any:
     length = values.shape[axis]
     if not isinstance(length, int):  # counted, as no namespace's way to ask for it is another's
         one = values[tuple(slice(None) if i == axis else slice(0, 1) for i in range(len(values.shape)))]
-        length = xp.sum(xp.where(one == one, 1.0, 1.0), axis=axis, keepdims=True)
+        length = xp.sum(0 * xp.where(xp.isfinite(one), one, 0.0) + 1, axis=axis, keepdims=True)
     total = xp.sum(values, axis=axis, keepdims=True)
     return total + xp.sum(values - total / length, axis=axis, keepdims=True)

@@ -118,6 +118,43 @@ def test_tf_function_reads_the_statistics_before_it_writes_them(rng):
         np.testing.assert_allclose(tf.function(run)(x).numpy(), eager, rtol=1e-12)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's eager mode")
+@pytest.mark.parametrize("kwargs", [{}, {"renorm": True}, {"virtual_batch_size": 4}], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_eager_steps_are_the_same_as_a_function(rng, kwargs, masked):
+    """From the fifth eager step on a layer calls its step as one function: same numbers, gradients of both orders."""
+    import tensorflow as tf
+
+    x = tf.constant(rng.normal(3.0, 2.0, (9, 5, 3)))
+    mask = rng.random((9, 5)) > 0.3 if masked else None
+    eager, traced = (Ours(momentum=0.7, epsilon=0.0123, dtype="float64", **kwargs) for _ in range(2))
+    for layer in (eager, traced):
+        layer.build(x.shape)
+
+    def step(layer, x):
+        parameters = [layer.gamma.value, layer.beta.value]
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = layer(x, training=True, mask=None if mask is None else mask[: x.shape[0]])
+                loss = tf.reduce_sum(tf.sin(y))
+            first = inner.gradient(loss, [x, *parameters])
+            bent = sum(tf.reduce_sum(tf.cos(g)) for g in first)
+        return [y, *first, *outer.gradient(bent, [x, parameters[0]])]
+
+    lengths = [9] * 7 + [8, 7, 9, 3]  # new shapes, once it is a function
+    for length in lengths:
+        got = step(traced, x[:length])
+        tf.config.run_functions_eagerly(True)
+        want = step(eager, x[:length])
+        tf.config.run_functions_eagerly(False)
+        for mine, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
+    for name, value in state(eager).items():
+        np.testing.assert_allclose(state(traced)[name], value, rtol=1e-12)
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
 @pytest.mark.parametrize("kwargs", CASES[:5], ids=str)
 def test_torch_compile_in_one_graph(rng, kwargs):

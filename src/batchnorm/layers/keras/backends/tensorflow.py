@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +19,7 @@ COUNTED_IN_STATE = False
 CHOOSE: Any = tf.cond
 XP: Any = ops
 EAGER_CALLS = 4
+"""Eager steps of one kind of layer before they are made one function."""
 
 
 def train(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> Outputs:
@@ -46,21 +48,16 @@ def compiled(step: Any) -> Any:
 
 
 def _called(step: Any, task: Any, *given: Any) -> Any:
-    # Tracing takes as long as a hundred eager steps: a layer that is only tried out does without.
-    counted = _calls(step, task)
-    counted[0] += 1
-    return step(task, *given) if counted[0] <= EAGER_CALLS else _function(step, task)(*given)
+    return _caller(step, task)(*given)
 
 
 @functools.lru_cache(maxsize=256)
-def _calls(step: Any, task: Any) -> list[int]:
-    return [0]
-
-
-@functools.lru_cache(maxsize=256)
-def _function(step: Any, task: Any) -> Any:
-    # A second shape is traced with unknown lengths, which serve for any other.
-    return tf.function(functools.partial(step, task), autograph=False, reduce_retracing=True)
+def _caller(step: Any, task: Any) -> Any:
+    # Tracing takes as long as a hundred eager steps: a layer that is only tried out does without. A second shape is
+    # traced with unknown lengths, which serve for any other.
+    plain = functools.partial(step, task)
+    function, calls = tf.function(plain, autograph=False, reduce_retracing=True), itertools.count()
+    return lambda *given: function(*given) if next(calls) >= EAGER_CALLS else plain(*given)
 
 
 def value(variable: Any) -> Any:
