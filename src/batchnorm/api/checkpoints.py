@@ -42,7 +42,7 @@ def identity(read: Model, *settings: Any) -> str:
 
     Fresh networks hold the same batch normalizations, and differ in nothing but their kernels.
     """
-    graph = read.graph
+    graph: Graph | None = getattr(read, "graph", None)
     return fingerprint(read.layers, *settings, "" if graph is None else _kernels(graph))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from batchnorm.analysis.fold_plan import Plan, Refusal, planned
 from batchnorm.analysis.folding import bound, tolerance
@@ -207,15 +206,16 @@ def _check_finite(parts: Sequence[Any]) -> None:
     """Refuse data that would make both models' outputs NaN, which no proof can compare."""
     start = 0
     for part in parts:
-        arrays = part.values() if isinstance(part, dict) else part if isinstance(part, list) else [part]
-        for array in cast("Iterable[NDArray[Any]]", arrays):
-            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)) if array.ndim else []
+        inputs: Any = list(cast("dict[str, Any]", part).values()) if isinstance(part, dict) else part
+        arrays: list[Any] = cast("list[Any]", inputs) if isinstance(inputs, list) else [inputs]
+        for array in map(np.atleast_1d, arrays):
+            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
             if len(bad):
                 raise ArgumentError(
                     f"fold: --data holds a NaN or an infinity in sample {start + int(bad[0])}, counted from 0; a proof "
                     "needs numbers. Leave such samples out."
                 )
-        start += len(next(iter(arrays))) if np.ndim(next(iter(arrays))) else 1
+        start += len(np.atleast_1d(arrays[0]))
 
 
 def _ranks(read: Model, graph: Graph, x: Any) -> dict[str, int]:

@@ -138,7 +138,7 @@ def digest(stream: Stream) -> str:
         inputs: Any = batch.inputs
         if isinstance(inputs, dict):
             inputs = list(cast("dict[str, Any]", inputs).values())
-        for array in inputs if isinstance(inputs, list) else [inputs]:
+        for array in cast("list[Any]", inputs) if isinstance(inputs, list) else [inputs]:
             found.update(f"{array.dtype} {array.shape}".encode())
             found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
