@@ -82,6 +82,13 @@ def test_data_that_are_not_finite_are_named(tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_less_than_a_whole_batch_says_how_much(tmp_path):
+    place = saved(conv_norm(shape=(8, 3, 6, 6)), tmp_path / "m.onnx")
+    with pytest.raises(ArgumentError, match="no whole batch: the model takes 8 at a time"):
+        bn.fold(place, tmp_path / "out.onnx", data=np.ones((5, 3, 6, 6), "f4"))
+    assert bn.fold(place, tmp_path / "out.onnx", data=np.ones((17, 3, 6, 6), "f4")).proof.inputs[1].samples == 16
+
+
 @pytest.mark.parametrize(("to", "folds"), [(1, True), (10, True), (6, False)], ids=["float32", "float16", "int32"])
 def test_a_cast_is_a_mere_name_between_floats(tmp_path, to, folds):
     node = onnx.helper.make_node

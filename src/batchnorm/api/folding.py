@@ -194,7 +194,8 @@ def _inputs(target: Target, data: Any, seed: int) -> list[tuple[str, list[Any]]]
     if data is not None:
         parts = list(batches(data, wanted))
         if not parts:
-            raise ArgumentError("fold: --data holds no sample; give at least one.")
+            fixed = next((one.shape[0] for one in wanted or () if one.shape and one.shape[0]), 1)
+            raise ArgumentError(f"fold: --data holds no whole batch: the model takes {fixed} at a time.")
         _check_finite(parts)
         return [("random", [like(parts[0], seed)]), ("data", parts)]
     if not wanted:
