@@ -1,7 +1,9 @@
 """`bn.check` with data: on arrays and iterables, labels, bad input, and a model that is left as it was."""
 
 import contextlib
+import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -107,6 +109,7 @@ def test_input_scale_is_named_at_the_first_layer(change, named):
     found = {one.rule.code: one.hit for one in bn.check(model, change(x)).findings}
     assert found["BN403"].layer == "first"
     assert named in found["BN403"].message
+    assert found["BN401"].remedy == f"{found['BN403'].remedy} (BN403)"  # new statistics would fit the wrong input
     assert "BN403" not in {one.rule.code for one in bn.check(model, x).findings}
     # A shift of the data that no change explains is not said to be one.
     strange = {one.rule.code for one in bn.check(model, np.abs(draw(300, 3, 0.3))).findings}
@@ -120,6 +123,16 @@ def test_too_few_samples_say_how_many():
     assert "12 samples are too few" in str(found)
 
 
+class Items:
+    """A data set as torch.utils.data has them: no iterable, and single samples."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, place):
+        return draw(1)[0]
+
+
 def test_bad_data():
     model = Chain(layer(0, 1))
     x = draw(200)
@@ -129,6 +142,7 @@ def test_bad_data():
         ({"data": draw(0)}, "no sample"),
         ({"data": []}, "no sample"),
         ({"data": 3}, "int"),
+        ({"data": Items()}, "a Items, which gives samples one by one; put a data loader around it"),
         ({"data": draw(20), "labels": np.zeros(19)}, "each of 20 samples"),
         ({"labels": np.zeros(20)}, "--data"),
         ({"data": [draw(20)], "labels": np.zeros(20)}, "tuples"),
@@ -148,7 +162,7 @@ def test_samples_that_are_not_finite_are_left_out_if_asked_for():
     for data in (x, [x[:150], x[150:]]):
         found = bn.check(model, data, skip_nonfinite=True)
         assert (found.data.samples, found.data.skipped, found.failed) == (198, 2, False)
-        assert "2 more are not finite and left out." in str(found)
+        assert "2 more are not finite and left out." in " ".join(str(found).split())
     assert document(bn.check(model, draw(200)))["data"]["skipped"] == 0
 
 
@@ -172,5 +186,22 @@ def test_a_live_layer_gets_a_line_of_code_and_stays_as_it_was():
     found = json.loads(bn.check(live, [draw(50, 5, 3, seed) for seed in range(8)]).to_json())
     assert {one["rule"] for one in found["findings"]} == {"BN107", "BN401"}
     assert {one["remedy"] for one in found["findings"]} == {"bn.recalibrate(model, loader)"}
+    assert found["data"]["largest"] == {"layer": live.name, "effect": found["findings"][0]["evidence"]["effect"]}
     for old, new in zip(before, live.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_stream_of_any_length_in_constant_memory():
+    """10 times the batches: the same peak, and nothing is asked of the stream but its next batch."""
+    model = Chain(layer(0, 1))
+    peaks = []
+    for count in (30, 300):
+        asked = iter(range(count + 10**6))
+        stream = (draw(64, seed=number) for number in asked)
+        tracemalloc.start()
+        found = bn.check(model, itertools.islice(stream, count))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (found.data.samples, found.data.batches) == (64 * count, count)
+        assert next(asked) == count
+    assert peaks[1] < 1.1 * peaks[0]

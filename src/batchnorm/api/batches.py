@@ -132,9 +132,11 @@ class Batches:
             )
         source: Any = data
         if isinstance(data, (str, bytes)) or not (hasattr(source, "__iter__") or callable(source)):
+            is_dataset = hasattr(source, "__len__") and not isinstance(data, (str, bytes))
+            single = ", which gives samples one by one; put a data loader around it" if is_dataset else ""
             raise ArgumentError(
                 f"{self._who}: data must be an array, a dict of arrays or an iterable of batches; got a "
-                f"{type(source).__name__}."
+                f"{type(source).__name__}{single}."
             )
         opened: Callable[[], Any] = source if not hasattr(source, "__iter__") else lambda: source
         self.is_once = isinstance(source, Iterator)

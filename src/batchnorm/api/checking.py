@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from batchnorm.analysis.rules import RANK, Rule, Subject, apply
-from batchnorm.analysis.rules.data import needed
+from batchnorm.analysis.rules.data import gaps, needed
 from batchnorm.analysis.rules.effect import FEWEST
 from batchnorm.analysis.rules.finding import Level
 from batchnorm.analysis.rules.measured import Measurements
@@ -16,7 +16,7 @@ from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
 
-from .findings import Check, Checked, Seen
+from .findings import Check, Checked, Largest, Seen
 from .loading import hashed, load, notes_of
 from .measuring import Run, ordered, run_on
 from .rulebook import chosen_rules
@@ -144,7 +144,14 @@ def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:
     measured = ran.measurements
     size = next((seen.batch_size for seen in measured.layers.values()), None)
     gap = next((one.hit.layer for one in checked.findings if one.rule.code == "BN401"), None)
-    return Seen(measured.samples, ran.batches, size, needed(measured, records), gap, ran.skipped)
+    enough, most = needed(measured, records), _largest(ran, records)
+    return Seen(measured.samples, ran.batches, size, enough, gap, ran.skipped, most)
+
+
+def _largest(ran: Run, records: Sequence[LayerRecord]) -> Largest | None:
+    known = Subject(records=tuple(record for record in records if record.mode != "frozen"), data=ran.measurements)
+    found = max(gaps(known), key=lambda one: one[2].size, default=None)
+    return None if found is None else Largest(found[0].name, found[2].size)
 
 
 def _subjects(reads: Sequence[Model], data: Measurements | None) -> list[Subject]:

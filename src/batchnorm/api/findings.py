@@ -12,9 +12,17 @@ from batchnorm.render.document import plain
 
 from .results import ModelInfo, Result
 
-__all__ = ["Accuracy", "Check", "Checked", "RuleBook", "Seen"]
+__all__ = ["Accuracy", "Check", "Checked", "Largest", "RuleBook", "Seen"]
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The layer whose statistics are furthest off what it is fed, in standard deviations."""
+
+    layer: str
+    effect: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Seen:
     samples_needed: int | None
     first_gap: str | None
     skipped: int = 0
+    largest: Largest | None = None
 
 
 @dataclass(frozen=True, slots=True)

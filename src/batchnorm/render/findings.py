@@ -58,7 +58,7 @@ def _draw_group(group: list[Any], to: Console, wide: bool) -> None:
     to.print(head)
     shown = group if wide else group[:MOST_LAYERS]
     for finding in shown:
-        text = Text("" if finding["layer"] is None else f"{named(finding['layer'])}: ", style="bold")
+        text = Text("" if finding["layer"] is None else f"{_layer(finding['layer'])}: ", style="bold")
         text.append(printable(finding["message"]), style="not bold")
         to.print(Padding(text, (0, 0, 0, 2)))
     if len(group) > len(shown):
@@ -82,15 +82,27 @@ def _draw_data(document: Document, to: Console) -> None:
 
 def _seen(seen: Document) -> str:
     samples, wanted, skipped = seen["samples"], seen["samples_needed"], seen["skipped"]
-    enough = "" if wanted is None or samples < wanted else f"; to tell it took {wanted}"
+    enough = "" if wanted is None or samples < wanted else f" ({wanted} would do)"
     if seen["first_gap"] is not None:
-        found = f"On {samples} samples training and inference mode part, first in {named(seen['first_gap'])}{enough}."
+        found = f"On {samples} samples{enough} training and inference mode part, first in {_layer(seen['first_gap'])}."
     elif wanted is not None and samples < wanted:
         found = f"{samples} samples are too few to tell a gap of 0.3 standard deviations: it takes {wanted}."
     else:
-        found = f"On {samples} samples training and inference mode agree in every layer{enough}."
+        found = f"On {samples} samples{enough} training and inference mode agree in every layer{_most(seen)}."
     left_out = f" {skipped} more {'is' if skipped == 1 else 'are'} not finite and left out." if skipped else ""
     return found + left_out
+
+
+def _most(seen: Document) -> str:
+    largest = seen["largest"]
+    if largest is None:
+        return ""
+    return f", to {float(largest['effect']):.2g} standard deviations (most in {_layer(largest['layer'])})"
+
+
+def _layer(name: str) -> str:
+    """A name in a sentence: that of a layer in PyTorch's Sequential is a number."""
+    return f"layer {name}" if name.isdecimal() else named(name)
 
 
 def _share(value: float) -> str:

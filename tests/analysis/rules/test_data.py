@@ -5,7 +5,7 @@ import pytest
 
 import batchnorm as bn
 from batchnorm.analysis.rules import Subject, apply
-from batchnorm.analysis.rules.effect import effect, shares
+from batchnorm.analysis.rules.effect import effect, left_in, shares
 from batchnorm.analysis.rules.inputs import CHANGES, changed
 from batchnorm.analysis.rules.measured import Measurements, Stream
 from batchnorm.core.graph import Graph, Operation
@@ -157,6 +157,29 @@ def test_a_cause_that_was_trained_in_alone_has_most_of_the_gap(cause):
     assert found["epsilon"] == 0
     # A divisor alone halves a variance at most: 1 - sqrt(1/2) = .29.
     assert effect(one, seen).size > (0.25 if cause == "divisor" else 0.5)
+
+
+def test_an_initial_value_shows_in_the_statistics_where_no_counter_tells():
+    rng = np.random.default_rng(0)
+    mean, sd = rng.normal(0, 2, CHANNELS), rng.uniform(0.2, 3, CHANNELS)
+
+    def draws(n):
+        return (draw(n, 64, CHANNELS) * sd + mean).astype(np.float32)
+
+    one = trained(draws, 50).replace(updates=None)
+    seen = measured(one, *(draws(5000 + n) for n in range(40)))
+    assert one.initial_weight is None
+    weight, share = left_in(one, seen)
+    assert weight == pytest.approx(0.99**50, abs=0.03)
+    assert share > 0.98
+    assert shares(one, seen)["initial_value"] == share
+    hit = found(one, seen)["BN401", "error"]
+    assert "by the statistics themselves" in hit.message
+    # Shifted data are none, whatever one weight might make of them; nor statistics that are like the initial value.
+    whole, standard = trained(draws, 1500).replace(updates=None), layer()
+    for change in (lambda x: 3 * x, lambda x: 0.5 * x, lambda x: x + 1, lambda x: x / 255, lambda x: -x):
+        assert left_in(whole, measured(whole, *(change(draws(5000 + n)) for n in range(40)))) is None
+        assert left_in(standard, measured(standard, change(draw(0, 2000, CHANNELS)))) is None
 
 
 def test_epsilon_cannot_part_the_modes():

@@ -12,7 +12,7 @@ from batchnorm.analysis.numbers import brief, count, percent
 from batchnorm.core.record import LayerRecord
 
 from . import channels as of
-from .effect import SHOWS, Effect, effect, shares
+from .effect import SHOWS, Effect, effect, left_in, shares
 from .finding import Hit, Subject
 from .inputs import CHANGES, EXPLAINS
 from .measured import Measured, Measurements
@@ -68,10 +68,10 @@ def train_inference_gap(subject: Subject) -> Iterable[Hit]:
     found = [one for one in gaps(subject) if one[0].mode != "frozen"]
     parted = [one for one in found if one[2].significant and one[2].size >= SHOWS]
     if parted:
-        yield _gap_hit(parted, len(found))
+        yield _gap_hit(parted, len(found), next(iter(input_scale(subject)), None))
 
 
-def _gap_hit(parted: list[tuple[LayerRecord, Measured, Effect]], layers: int) -> Hit:
+def _gap_hit(parted: list[tuple[LayerRecord, Measured, Effect]], layers: int, scale: Hit | None) -> Hit:
     record, seen, first = parted[0]
     worst = max(parted, key=lambda one: one[2].size)
     causes = shares(record, seen)
@@ -80,17 +80,24 @@ def _gap_hit(parted: list[tuple[LayerRecord, Measured, Effect]], layers: int) ->
     others = "" if len(parted) == 1 else f", {len(parted)} of {layers} layers in all"
     most = "" if worst[0] is record else f", most {worst[0].name} by {brief(worst[2].size, 3)}"
     main = named[0][0] if named else "data_shift"
-    feed = " Feed the data as in training, if this is not." if main == "data_shift" else ""
+    remedy, code = f"Estimate the statistics from training data: {RECALIBRATE}.", IN_CODE
+    if scale is not None:  # new statistics would fit the wrong input
+        remedy = code = f"{scale.remedy} (BN403)"
+    elif main == "data_shift":
+        remedy += " If this data is not as in training, feed it so instead."
+        code += ", with a loader of training data; if it is not as in training, feed it so instead"
+    fitted = left_in(record, seen) if record.initial_weight is None else None
+    said = "" if fitted is None else f" (about {percent(fitted[0])} of it, by the statistics themselves)"
     return Hit(
         level="error" if worst[2].size >= ERROR else "warning",
         layer=record.name,
         message=(
             f"training and inference mode part here first: its statistics are {brief(first.size, 3)} standard "
-            f"deviations off what it is fed ({count(seen.samples, 'sample')}{others}{most}). Shares: {spelled}."
+            f"deviations off what it is fed ({count(seen.samples, 'sample')}{others}{most}). Shares: {spelled}{said}."
         ),
         short=f"statistics {brief(first.size, 2)} standard deviations off",
-        remedy=f"Estimate the statistics from training data: {RECALIBRATE}.{feed}",
-        code=IN_CODE,
+        remedy=remedy,
+        code=code,
         evidence={
             "effect": first.size,
             "noise": float(np.sqrt(first.noise)),
