@@ -24,9 +24,10 @@ SIGNIFICANT = 9.0
 FEWEST = 16
 """Samples: a dozen prove nothing, as the noise itself is estimated from them."""
 FEWEST_FITTED, LEAVES, CLOSE, ALONE = 4, 0.1, 0.15, 4.0
-"""Channels from which one weight is fitted; the part of the gap that it may leave; and the standard deviations, of which
-first layers of nets that were trained too briefly leave .09, and an input off by a factor of 3 about .3; how much better
-it must be than the initial value alone."""
+"""Channels from which one weight is fitted; the part of the gap that it may leave; the standard deviations, of which
+first layers of nets that were trained too briefly leave .09 and an input off by a factor of 3 leaves .3; and how much
+better it must be than the initial value alone.
+"""
 USUAL_BATCH = 32
 """Where the batch size of the training is not known."""
 Array = NDArray[np.float64]
