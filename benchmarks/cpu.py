@@ -1,8 +1,10 @@
 """Batch normalization on the CPU: batchnorm beside torch, torch.compile, JAX, TensorFlow, onnxruntime and NumPy.
 
-    python benchmarks/cpu.py --short            two minutes or so
-    python benchmarks/cpu.py                    every layer of the matrix, every variant of two of them
-    python benchmarks/cpu.py --all              every variant of every layer: hours
+    python benchmarks/cpu.py --short                two minutes or so on a quiet machine
+    python benchmarks/cpu.py                        what the goals are about, then every layer of the matrix, then every
+                                                    variant of two of them: until the 20 minutes are over
+    python benchmarks/cpu.py --minutes 0            all of it: hours, most of them the variants
+    python benchmarks/cpu.py --subset table         what the goals are about; also: plain, crossed, all
     python benchmarks/cpu.py --engines ours torch_eager --match "8x64x56x56 first"
 
 Every engine has a process of its own, and in every round each of them has its turn. What is quoted are ratios of times
@@ -30,11 +32,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--short", action="store_true", help="a few cases, few rounds")
-    which.add_argument("--all", action="store_true", help="every combination of the matrix")
+    which.add_argument("--subset", choices=list(cases.SUBSETS), default="long", help="which cases (default: long)")
+    parser.add_argument("--minutes", type=float, help="begin no case after so many; 0: no limit; default: 20")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES), metavar="ENGINE")
     parser.add_argument("--match", action="append", default=[], help="only cases whose name has all these words in it")
     parser.add_argument("--threads", type=int, nargs="+", help="default: one and all; with --short: all")
-    parser.add_argument("--rounds", type=int, help="default: 21; with --short: 7")
+    parser.add_argument("--rounds", type=int, help="default: 11; with --short: 5")
     parser.add_argument("--budget", type=float, default=0.03, help="seconds an engine and a round")
     parser.add_argument(
         "--clock", choices=("wall", "processor"), default="wall",
@@ -46,13 +49,13 @@ def arguments() -> argparse.Namespace:
 
 def planned(given: argparse.Namespace) -> runner.Plan:
     """What the command line asks for."""
-    chosen = cases.short() if given.short else cases.everything() if given.all else cases.long()
+    chosen = cases.SUBSETS["short" if given.short else given.subset]()
     chosen = [case for case in chosen if all(word in str(case) for words in given.match for word in words.split())]
     most = len(os.sched_getaffinity(0))
     threads = tuple(given.threads or ([most] if given.short else sorted({1, most})))
-    return runner.Plan(
-        chosen, given.engines, threads, given.rounds or (7 if given.short else 21), given.budget, given.clock
-    )
+    rounds = given.rounds or (5 if given.short else 11)
+    minutes = 20 if given.minutes is None else given.minutes
+    return runner.Plan(chosen, given.engines, threads, rounds, given.budget, given.clock, minutes)
 
 
 def main() -> None:
@@ -71,6 +74,8 @@ def main() -> None:
     where = machine.describe() | {"load": [before, machine.load()]}
     how = {
         "rounds": plan.rounds,
+        "minutes": {"allowed": plan.minutes, "taken": (time.perf_counter() - began) / 60},
+        "left out": len(plan.cases) * len(plan.threads) - len(timings),
         "budget": plan.budget,
         "clock": plan.clock,
         "engines": plan.engines,

@@ -21,6 +21,8 @@ SHAPES: dict[str, list[tuple[int, ...]]] = RESNET | {
 }
 CROSSED = [(8, 64, 56, 56), (32, 64, 112, 112)]
 """Shapes of which every combination is timed: one that stays in the caches, one that does not."""
+TABLE = [(32, 64, 112, 112), (32, 256, 56, 56), (32, 1024, 14, 14), (8, 64, 56, 56), (1, 64, 56, 56)]
+"""Shapes that the goals are about."""
 LAYOUTS = ("first", "last")
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPERATIONS = ("forward", "backward", "inference")
@@ -94,24 +96,55 @@ def from_dict(given: dict[str, object]) -> Case:
 
 
 def short() -> list[Case]:
-    """Two minutes: memory size, in the caches, and tiny."""
+    """Two minutes on a quiet machine: memory size, in the caches, and tiny."""
     big, near, tiny = (32, 256, 56, 56), (8, 64, 56, 56), (32, 128)
     found = [Case(shape, layout, operation=op) for shape in (big, near) for layout in LAYOUTS for op in OPERATIONS]
     found += [Case(near, fused="add+relu"), Case(near, dtype="bfloat16"), Case(tiny, "last")]
-    return [*found, *(replace(case, buffers="allocated") for case in (Case(big), Case(near), Case(tiny, "last")))]
+    found += [replace(case, buffers="allocated") for case in (Case(big), Case(near), Case(tiny, "last"))]
+    return _sorted(found)
+
+
+def table() -> list[Case]:
+    """What the goals are about: `TABLE`, in both layouts, with what is fused and halved, kernel and with allocation."""
+    found = [Case(shape, layout, operation=op) for shape in TABLE for layout in LAYOUTS for op in OPERATIONS]
+    found += [Case(shape, layout, buffers="allocated") for shape in TABLE for layout in LAYOUTS]
+    found += [Case(shape, layout, dtype="bfloat16") for shape in TABLE for layout in LAYOUTS]
+    return _sorted([*found, *(Case(shape, fused="add+relu") for shape in TABLE), Case((32, 128), "last")])
+
+
+def plain() -> list[Case]:
+    """Every shape plain in float32, and with allocation."""
+    found = [Case(shape, layout, operation=op) for shape, layout in _laid_out() for op in OPERATIONS]
+    return _sorted(found + [Case(shape, layout, buffers="allocated") for shape, layout in _laid_out()])
+
+
+def crossed() -> list[Case]:
+    """Every combination of the `CROSSED` shapes."""
+    return _sorted([case for shape in CROSSED for case in _combinations(shape)])
 
 
 def long() -> list[Case]:
-    """Every shape plain in float32; every combination of the `CROSSED` shapes; the rest of the types at one each."""
-    found = [Case(shape, layout, operation=op) for shape, layout in _laid_out() for op in OPERATIONS]
-    found += [Case(shape, layout, buffers="allocated") for shape, layout in _laid_out()]
-    found += [case for shape in CROSSED for case in _combinations(shape)]
-    return list(dict.fromkeys(found))
+    """`table`, `plain` and `crossed`, in this order: what a limit of time cuts off is the least important."""
+    return list(dict.fromkeys([*table(), *plain(), *crossed()]))
 
 
 def everything() -> list[Case]:
     """Every combination of every shape: hours."""
-    return list(dict.fromkeys(case for shape, _ in _laid_out() for case in _combinations(shape)))
+    return _sorted([case for shape, _ in _laid_out() for case in _combinations(shape)])
+
+
+SUBSETS = {"short": short, "table": table, "plain": plain, "crossed": crossed, "long": long, "all": everything}
+
+
+def _sorted(cases: list[Case]) -> list[Case]:
+    """Cases on the same data next to each other, once each: an engine's process then keeps it."""
+    places: dict[object, int] = {}
+    return sorted(dict.fromkeys(cases), key=lambda case: places.setdefault(data_of(case), len(places)))
+
+
+def data_of(case: Case) -> tuple[object, ...]:
+    """What the arrays of a case depend on."""
+    return case.shape, case.layout, case.dtype
 
 
 def _laid_out() -> Iterator[tuple[tuple[int, ...], str]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -61,7 +63,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, and how long: ``budget`` seconds an engine and a round."""
+    """What to run, and how long: ``budget`` seconds an engine and a round.
+
+    No case is begun after ``minutes``, divided evenly among the numbers of threads; 0 is no limit.
+    """
 
     cases: list[Case]
     engines: list[str]
@@ -69,19 +74,25 @@ class Plan:
     rounds: int
     budget: float
     clock: str = "wall"
+    minutes: float = 0
 
 
 def run(plan: Plan, log: Path, tell: Callable[[str], None]) -> tuple[list[Timing], dict[str, str]]:
-    """All cases; and the versions of everything that ran."""
+    """All cases there is time for; and the versions of everything that ran."""
     found: list[Timing] = []
+    began = time.monotonic()
     versions: dict[str, str] = {}
-    for threads in plan.threads:
+    for turn, threads in enumerate(plan.threads):
+        end = began + plan.minutes * 60 * (turn + 1) / len(plan.threads) if plan.minutes else math.inf
         with ExitStack() as stack:
             stderr = stack.enter_context(log.open("a"))
             engines = [Engine(name, threads, plan.clock, stderr) for name in plan.engines]
             for engine in engines:
                 stack.callback(engine.close)
             for number, case in enumerate(plan.cases):
+                if time.monotonic() > end:
+                    tell(f"{len(plan.cases) - number} cases left out on {threads} threads: {plan.minutes:g} minutes")
+                    break
                 tell(f"{number + 1}/{len(plan.cases)}, {threads} threads: {case}")
                 found.append(_timed(plan, engines, case, threads))
             for engine in engines:

@@ -17,7 +17,7 @@ import traceback
 from typing import Any
 
 from . import data
-from .cases import Case, from_dict
+from .cases import Case, data_of, from_dict
 from .engines import Prepared, Unsupported
 
 SAMPLES = 5
@@ -36,11 +36,14 @@ class Worker:
         self.ready: Prepared | None = None
         self.case: Case | None = None
         self.given: data.Data | None = None
+        self.of: tuple[object, ...] | None = None
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
         """Lay out the data and compile; the first call of it is made here."""
         self.case = from_dict(case)
-        self.given = data.make(self.case)
+        if self.of != data_of(self.case):
+            self.given, self.of = None, None  # room for the next
+            self.given, self.of = data.make(self.case), data_of(self.case)
         try:
             self.ready = self.engine.prepare(self.case, self.given)
             self.ready.call()
@@ -77,8 +80,8 @@ class Worker:
             return {"versions": {}}
 
     def drop(self, _: Any) -> dict[str, Any]:
-        """Free the case's memory."""
-        self.ready = self.case = self.given = None
+        """Free the case's memory, but for the data: the next case may be about the same."""
+        self.ready = self.case = None
         gc.collect()
         return {}
 

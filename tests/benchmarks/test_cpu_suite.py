@@ -1,5 +1,6 @@
 """The benchmark suite itself: what it calls right, how it makes ratios, and that its processes take turns."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -59,9 +60,23 @@ def test_every_combination_is_in_the_matrix_and_no_case_twice():
     chosen = cases.long()
     assert len(chosen) == len(set(chosen))
     assert set(cases.short()) <= set(chosen)
+    assert set(chosen) <= set(cases.everything())
     crossed = [case for case in chosen if case.shape == cases.CROSSED[0]]
     assert len(crossed) == 2 * 3 * 3 * 3 * 2
     assert {case.shape for case in chosen} == {shape for shapes in cases.SHAPES.values() for shape in shapes}
+
+
+def test_cases_on_the_same_data_follow_each_other():
+    of = [cases.data_of(case) for case in cases.table()]
+    assert sum(a != b for a, b in itertools.pairwise(of)) == len(set(of)) - 1
+
+
+def test_no_case_is_begun_when_the_time_is_over(tmp_path):
+    said = []
+    plan = runner.Plan([SMALL, Case((4, 6, 3, 3))], ["numpy_core"], (1,), 1, 0.001, minutes=1e-9)
+    timings, _ = runner.run(plan, tmp_path / "log", said.append)
+    assert timings == []
+    assert "2 cases left out" in said[0]
 
 
 def test_a_run_of_two_engines(tmp_path):
