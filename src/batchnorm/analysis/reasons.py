@@ -213,6 +213,8 @@ def _updates_needed(case: Case) -> str | None:
 
 
 def _counter_doubted(case: Case) -> str | None:
+    if case.record.recalibrated is not None:
+        return f"The statistics were recalibrated ({case.record.recalibrated}): nothing of an initial value is in them."
     if case.record.updates_doubt is None or case.record.untouched():
         return None
     return (

@@ -187,6 +187,8 @@ def debiased(records: Sequence[LayerRecord]) -> tuple[dict[str, Statistics], dic
 
 
 def _holds_no_initial(record: LayerRecord) -> str | None:
+    if record.recalibrated is not None:
+        return f"its statistics were recalibrated ({record.recalibrated}) and hold no initial value"
     if record.averaging == "cumulative":
         return "a plain mean over all updates holds no initial value"
     if record.averaging == "exponential" and record.decay is None and record.momentum is not None:

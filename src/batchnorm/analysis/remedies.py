@@ -101,7 +101,9 @@ def _give_epsilon(case: Case) -> str | None:
 
 
 def _give_updates(case: Case) -> str | None:
-    if case.record.updates_doubt is None or case.record.untouched() or case.record.mode == "frozen":
+    if case.record.recalibrated is not None or case.record.mode == "frozen":
+        return None
+    if case.record.updates_doubt is None or case.record.untouched():
         return None
     return "Pass the number of updates with --updates, if you know it."
 

@@ -184,10 +184,11 @@ def recalibrate(
         _debiased(records) if debias else _from_data(model, read, records, _stream_of(data, labels, options), options)
     )
     new = {name: (each.mean, each.variance) for name, each in done.found.items()}
-    put(read, template, new, out, force)
+    how = "debias" if debias else method
+    put(read, template, new, out, force, how)
     done.finish()
     reasons |= {**done.nothing, **dict.fromkeys(done.unreached, UNREACHED)}
-    return result(model, read, done, reasons, out, "debias" if debias else method)
+    return result(model, read, done, reasons, out, how)
 
 
 def opened_model(model: Any, weights: str | os.PathLike[str] | None, epsilon: float | None) -> Any:
@@ -423,15 +424,16 @@ class _Work:
         return tuple(notes)
 
 
-def put(read: Any, template: Any, new: Mapping[str, tuple[Any, Any]], out: Any, force: bool) -> None:
-    """Into the live object; or into a copy of a file."""
+def put(read: Any, template: Any, new: Mapping[str, tuple[Any, Any]], out: Any, force: bool, method: str) -> None:
+    """Into the live object; or into a copy of a file. Both bear the mark of what was done."""
     if template is not None and out is not None:
         names = {record.name for record in template.layers}
-        template.with_statistics({_own_name(names, name): pair for name, pair in new.items()}).save(out, force=force)
+        own = {_own_name(names, name): pair for name, pair in new.items()}
+        template.with_statistics(own, method).save(out, force=force)
     elif out is not None:
-        read.with_statistics(new).save(out, force=force)
+        read.with_statistics(new, method).save(out, force=force)
     elif read.commit is not None:
-        read.commit(new)
+        read.commit(new, method)
 
 
 def _own_name(names: set[str], name: str) -> str:

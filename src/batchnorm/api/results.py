@@ -184,6 +184,7 @@ RECORD_KEYS = (
     "updates",
     "updates_source",
     "updates_doubt",
+    "recalibrated",
     "initial_weight",
     "source",
 )

@@ -163,7 +163,7 @@ def merge(
     moments = merged([each.moments for each in parts])
     records = {record.name: record for record in read.layers}
     found = {name: recalibration.statistics(records[name], each) for name, each in moments.items()}
-    put(read, template, {name: (each.mean, each.variance) for name, each in found.items()}, out, force)
+    put(read, template, {name: (each.mean, each.variance) for name, each in found.items()}, out, force, "merge")
     notes: tuple[str, ...] = ()
     if first.level < first.levels:
         notes = (f"Level {first.level} of {first.levels}: collect --level {first.level + 1} from this model next.",)

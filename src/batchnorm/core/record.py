@@ -19,6 +19,7 @@ Mode = Literal["by-call", "inference", "training", "frozen", "batch-statistics"]
 UpdatesSource = Literal["num_batches_tracked", "optimizer iterations", "option"]
 
 RENORM = "with renorm the layer averages standard deviations, so that momentum is not the share a variance keeps"
+RECALIBRATED = "the statistics were recalibrated after training, so that no counter of updates is about them"
 ARRAYS = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
@@ -56,6 +57,9 @@ class LayerRecord:
         How often the moving statistics were updated, where that can be known.
     updates_source, updates_doubt : str or None
         Where ``updates`` comes from; or why a counter that the file holds was not believed.
+    recalibrated : str or None
+        How the statistics were taken anew after training, ``"one-pass"``, ``"sequential"``, ``"debias"`` or
+        ``"merge"``; a counter of updates then says nothing of them.
     gamma, beta, moving_mean, moving_variance : array or None
         Shape ``(channels,)``, as stored. A gamma or beta of None is absent (1 and 0); a moving statistic of None is
         not held by the file.
@@ -85,6 +89,7 @@ class LayerRecord:
     updates: int | None = None
     updates_source: UpdatesSource | None = None
     updates_doubt: str | None = None
+    recalibrated: str | None = None
     gamma: NDArray[Any] | None = None
     beta: NDArray[Any] | None = None
     moving_mean: NDArray[Any] | None = None
@@ -144,6 +149,10 @@ class LayerRecord:
         if doubt is None:
             return self.replace(updates=int(updates), updates_source=source, updates_doubt=None)
         return self.replace(updates=None, updates_source=None, updates_doubt=doubt)
+
+    def with_recalibration(self, method: str) -> LayerRecord:
+        """A copy that knows its statistics to be taken anew, so that no counter tells what is in them."""
+        return self.replace(recalibrated=method, updates=None, updates_source=None, updates_doubt=RECALIBRATED)
 
     def untouched(self) -> bool:
         """Whether every moving mean and variance is still its initial value, to the bit."""

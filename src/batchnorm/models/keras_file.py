@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -22,9 +23,21 @@ from .keras_config import Config, Layer, read_layers
 from .keras_graph import lazy_graph
 from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
 from .keras_store import Store, Variables
+from .marker import KEY, marked
 from .modelfile import ModelFile, Runner, quoted, unreadable
+from .patching import with_member
 
-__all__ = ["bench", "load_json", "major_version", "read_folder", "read_shards", "read_weights", "read_zip", "runner"]
+__all__ = [
+    "bench",
+    "load_json",
+    "major_version",
+    "mark",
+    "read_folder",
+    "read_shards",
+    "read_weights",
+    "read_zip",
+    "runner",
+]
 
 Guess = tuple[LayerRecord, str | None, Wheres]
 CONFIG, METADATA, WEIGHTS, INDEX = "config.json", "metadata.json", "model.weights.h5", "model.weights.json"
@@ -166,7 +179,7 @@ def _whole_model(path: str, config: Config, store: Store, metadata: Config) -> M
             notes += [note for _, note, _ in found if note]
         elif layer.kind != "InputLayer":
             others += ["/".join(layer.names)] if layer.names else _names_of(store)
-    named = numbered(records)
+    named = marked(numbered(records), metadata.get(KEY))
     return ModelFile(
         path=path,
         format="keras",
@@ -177,7 +190,21 @@ def _whole_model(path: str, config: Config, store: Store, metadata: Config) -> M
         lazy_graph=lazy_graph(config, functools.partial(_fetched, path)),
         bench=bench(path, named),
         writer=Hdf5Writer(path, named, places),
+        marker=mark,
     )
+
+
+def mark(place: Path, text: str) -> None:
+    """Put a mark beside the version in ``metadata.json``, which Keras writes and reads nothing of."""
+    held: Config
+    if place.is_dir():
+        file = place / METADATA
+        held = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        file.write_text(json.dumps(held | {KEY: text}), "utf-8")
+        return
+    with zipfile.ZipFile(place) as archive:
+        held = json.loads(archive.read(METADATA)) if METADATA in archive.namelist() else {}
+    with_member(place, METADATA, json.dumps(held | {KEY: text}).encode())
 
 
 def _fetched(path: str, layer: Layer, number: int) -> NDArray[Any]:

@@ -7,6 +7,7 @@ or wrapper is one group, so that an inner layer is told by the names of its arra
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from batchnorm.core.record import LayerRecord
+from batchnorm.errors import require
 
 from .hdf5 import Dataset, Group, Hdf5File
 from .hdf5_writer import Hdf5Writer, Wheres
@@ -22,9 +24,10 @@ from .keras_config import Layer, read_layers
 from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, bench, load_json, major_version, runner
 from .keras_graph import lazy_graph
 from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, unknown_record
+from .marker import KEY, marked
 from .modelfile import ModelFile, quoted, unreadable
 
-__all__ = ["is_legacy", "read_legacy"]
+__all__ = ["is_legacy", "mark_hdf5", "read_legacy"]
 
 # Keras 1 calls the moving variance running_std; it holds the variance.
 ROLES = {
@@ -83,7 +86,7 @@ def read_legacy(path: str, root: Group) -> ModelFile:
     ]
     records += [_unknown(path, top, arrays) for top, arrays in hidden]
     places = [found.statistics() for found in (*held, *(arrays for _, arrays in hidden))]
-    named = numbered(records)
+    named = marked(numbered(records), root.attribute(KEY))
     others = ["/".join(layer.names) for layer in layers if not layer.is_norm and layer.kind != "InputLayer"]
     return ModelFile(
         path=path,
@@ -95,7 +98,15 @@ def read_legacy(path: str, root: Group) -> ModelFile:
         lazy_graph=lazy_graph(config, partial(_fetched, path)),
         bench=bench(path, named),
         writer=Hdf5Writer(path, named, places),
+        marker=mark_hdf5,
     )
+
+
+def mark_hdf5(place: pathlib.Path, text: str) -> None:
+    """Put a mark beside Keras' own attributes at the root."""
+    h5py: Any = require("h5py", "keras", "Marking an .h5 file as recalibrated")
+    with h5py.File(place, "r+") as file:
+        file.attrs[KEY] = text
 
 
 def _fetched(path: str, layer: Layer, number: int) -> NDArray[Any]:

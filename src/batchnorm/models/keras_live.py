@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import sys
 from functools import partial
 from typing import Any
@@ -16,8 +17,11 @@ from batchnorm.engines.keras_bench import ModelBench, commit, save
 from batchnorm.errors import ArgumentError
 
 from .keras_config import Layer, read_layers
+from .keras_file import mark
 from .keras_graph import graph_of
+from .keras_legacy import mark_hdf5
 from .keras_records import counted, norm_record, roles_of
+from .marker import committed, marked_live
 from .modelfile import ModelFile
 
 __all__ = ["from_live"]
@@ -54,9 +58,17 @@ def from_live(model: Any) -> ModelFile:
         runner=partial(run_live, model),
         lazy_graph=LazyGraph(partial(_graph, model)),
         bench=partial(ModelBench, model, records, dict(found)),
-        commit=partial(commit, dict(found)),
+        commit=partial(committed, commit, partial(_record, str(model.name), shown=shown, steps=None), dict(found)),
         writer=partial(save, model, dict(found)) if hasattr(model, "save") else None,
+        marker=_mark,
     )
+
+
+def _mark(place: pathlib.Path, text: str) -> None:
+    if place.suffix == ".keras":
+        mark(place, text)
+    elif place.suffix in (".h5", ".hdf5"):
+        mark_hdf5(place, text)
 
 
 def _graph(model: Any) -> Graph:
@@ -96,7 +108,7 @@ def _record(path: str, name: str, live: Any, shown: dict[str, Layer], steps: int
     if known is not None:
         layer.calls = known.calls
     arrays = _arrays(name, live, roles_of(layer.config))
-    return counted(norm_record(path, layer, arrays, ddof=0), layer, steps)
+    return marked_live(counted(norm_record(path, layer, arrays, ddof=0), layer, steps), live)
 
 
 def _serialised(model: Any) -> dict[str, Layer]:

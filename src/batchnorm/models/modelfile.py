@@ -19,6 +19,8 @@ from batchnorm.core.protocols import Capture
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ModelFileError, Refused, UnknownLayer
 
+from .marker import text_of
+
 __all__ = ["ModelFile", "Pairs", "Runner", "rounded", "unreadable"]
 
 Runner = Callable[[Any, Sequence[str]], tuple[Any, Capture]]
@@ -55,9 +57,11 @@ class ModelFile:
     bench : callable, optional
         Makes what measures and replaces the statistics while the model runs.
     commit : callable, optional
-        Writes new statistics into a live object: all of them, or none.
+        Writes new statistics into a live object, all of them or none, and marks it with the method they come from.
     writer : callable, optional
         Writes a copy of the file with new statistics to a path; everything else in it stays as it is.
+    marker : callable, optional
+        Puts the mark of `marker.text_of` into a file that the writer has written.
     untouched : mapping of str to str
         Layers whose statistics are not to be replaced, with the reason.
     """
@@ -70,9 +74,11 @@ class ModelFile:
     runner: Runner | None = field(default=None, repr=False, compare=False)
     lazy_graph: LazyGraph | None = field(default=None, repr=False, compare=False)
     bench: Callable[[], Bench] | None = field(default=None, repr=False, compare=False)
-    commit: Callable[[Pairs], None] | None = field(default=None, repr=False, compare=False)
+    commit: Callable[[Pairs, str | None], None] | None = field(default=None, repr=False, compare=False)
     writer: Callable[[Path, Pairs], None] | None = field(default=None, repr=False, compare=False)
     untouched: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, compare=False)
+    marker: Callable[[Path, str], None] | None = field(default=None, repr=False, compare=False)
+    method: str | None = field(default=None, repr=False, compare=False)
     changed: Pairs = field(default_factory=dict[str, tuple[Any, Any]], repr=False, compare=False)
 
     @property
@@ -110,13 +116,15 @@ class ModelFile:
             )
         return self.runner(x, capture)
 
-    def with_statistics(self, statistics: Pairs) -> ModelFile:
+    def with_statistics(self, statistics: Pairs, method: str | None = None) -> ModelFile:
         """The model with other moving statistics, to be saved.
 
         Parameters
         ----------
         statistics : mapping
             Layer name -> its new moving mean and variance, as the format stores them; rounded to its type.
+        method : str, optional
+            How they were recalibrated; the file then bears a mark that its counter of updates is not about them.
 
         Raises
         ------
@@ -128,7 +136,8 @@ class ModelFile:
         if unknown:
             raise UnknownLayer(f"{self.path}: no batch normalization {unknown[0]!r}")
         layers = tuple(_with(record, statistics.get(record.name)) for record in self.layers)
-        return replace(self, layers=layers, changed={**self.changed, **statistics}, runner=None, bench=None)
+        changed = {**self.changed, **statistics}
+        return replace(self, layers=layers, changed=changed, method=method, runner=None, bench=None)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a copy of the file with the statistics that `with_statistics` gave; nothing else in it changes.
@@ -151,6 +160,8 @@ class ModelFile:
             raise Refused(f"{self.path}: statistics cannot be written into a {self.format} model.")
         with replacing(path, source=self.path, force=force) as temporary:
             self.writer(temporary, self.changed)
+            if self.marker is not None and self.method is not None:
+                self.marker(temporary, text_of(self.layers, self.changed, self.method))
 
 
 def rounded(record: LayerRecord, values: Any) -> NDArray[Any]:

@@ -24,12 +24,13 @@ from batchnorm.engines.session import Lazy, Session
 from batchnorm.errors import BatchnormError
 
 from .keras_records import numbered
+from .marker import KEY, marked
 from .modelfile import ModelFile, quoted, unreadable
 from .onnx_arrays import Constant
 from .onnx_graph import Functions, Graph, Node, Scope, is_standard
 from .onnx_operations import graph_of
 from .onnx_unfused import unfused_record
-from .onnx_writer import shared, write
+from .onnx_writer import put_mark, shared, write
 from .protobuf import Message
 from .stack_trace import innermost_line
 
@@ -88,7 +89,8 @@ def from_bytes(path: str, data: Any) -> ModelFile:
         functions = Functions({(f.text(10), f.text(1), f.text(13)): f for f in model.messages(25)})
         scope = Scope(path, Graph.of(graph), _opset(model, model.integer(1)))
         held = data if isinstance(data, bytes) else None
-        found = _Walk(path, functions, model.text(2), held).model(scope)
+        mark = next((each.text(2) for each in model.messages(14) if each.text(1) == KEY), None)
+        found = _Walk(path, functions, model.text(2), held).model(scope, mark)
     return replace(found, lazy_graph=LazyGraph(partial(_graph, path, held)))
 
 
@@ -166,10 +168,10 @@ class _Walk:
         self.statistics: dict[str, tuple[str, str]] = {}
         self.outside = self.computed = self.unfused = 0
 
-    def model(self, scope: Scope) -> ModelFile:
+    def model(self, scope: Scope, mark: str | None) -> ModelFile:
         """What is found, and what should be known of it."""
         found = list(self._records(scope))
-        records = numbered(record for record, _ in found)
+        records = marked(numbered(record for record, _ in found), mark)
         places = {record.name: place for record, (_, place) in zip(records, found, strict=True) if place is not None}
         names = tuple(record.name for record in records)
         counts = ((self.outside, INPUT_NOTE), (self.computed, COMPUTED_NOTE), (self.unfused, UNFUSED_NOTE))
@@ -189,6 +191,7 @@ class _Walk:
             runner=Lazy(partial(_session, self.path, self.held, names, places)),
             bench=partial(_bench, self.path, self.held, records, calls),
             writer=partial(write, self.path, self.held, records, calls),
+            marker=put_mark,
             untouched=_untouched(records, whole, twins),
         )
 

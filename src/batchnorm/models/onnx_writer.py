@@ -15,10 +15,11 @@ import numpy as np
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused, require
 
+from .marker import KEY
 from .modelfile import Pairs, rounded
 from .onnx_beside import copied
 
-__all__ = ["shared", "write"]
+__all__ = ["put_mark", "shared", "write"]
 
 MEAN, VARIANCE = 3, 4
 OTHER_HOMES = ("float_data", "double_data", "int32_data", "external_data", "data_location")
@@ -55,6 +56,15 @@ def write(
             _put(onnx, model, own, place, rounded(known[name], values))
     with nullcontext() if held is not None else copied(model, Path(path), target):
         target.write_bytes(model.SerializeToString())
+
+
+def put_mark(place: Path, text: str) -> None:
+    """Put a mark into the model's ``metadata_props``."""
+    onnx: Any = require("onnx", "onnx", "Writing .onnx files")
+    model: Any = onnx.load(place, load_external_data=False)
+    entry = next((each for each in model.metadata_props if each.key == KEY), None) or model.metadata_props.add()
+    entry.key, entry.value = KEY, text
+    place.write_bytes(model.SerializeToString())
 
 
 def shared(records: Iterable[LayerRecord], inputs: Mapping[str, tuple[str, str]]) -> dict[str, str]:

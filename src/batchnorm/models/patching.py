@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-__all__ = ["Patch", "copied", "data_start", "patched", "patched_zip"]
+__all__ = ["Patch", "copied", "data_start", "patched", "patched_zip", "with_member", "with_other_member"]
 
 CHUNK = 1 << 20
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -57,6 +57,27 @@ def patched_zip(source: str | os.PathLike[str], target: Path, members: Mapping[s
             _put_checksum(stream, info, start, entries[number])
 
 
+def with_member(place: Path, name: str, data: bytes) -> None:
+    """Add a member to a zip archive, behind all others; one of that name is replaced."""
+    with zipfile.ZipFile(place) as archive:
+        there = name in archive.namelist()
+    if there:
+        with_other_member(place, name, data)
+        return
+    with zipfile.ZipFile(place, "a", allowZip64=True) as archive:
+        archive.writestr(zipfile.ZipInfo(name), data)  # of 1980: the same statistics give the same bytes
+
+
+def with_other_member(place: Path, name: str, data: bytes) -> None:
+    """Replace a member of a zip archive by one of another length: the archive is written anew beside itself."""
+    new = place.with_name(f"{place.name}.new")
+    try:
+        _rewritten(place, new, {}, {name: data})
+        os.replace(new, place)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 def data_start(stream: IO[bytes], info: zipfile.ZipInfo) -> int:
     """Where the bytes of a member begin in the archive."""
     stream.seek(info.header_offset)
@@ -94,12 +115,19 @@ def _put_checksum(stream: IO[bytes], info: zipfile.ZipInfo, start: int, entry: i
     patched(stream, patches)
 
 
-def _rewritten(source: str | os.PathLike[str], target: Path, members: Mapping[str, list[Patch]]) -> None:
+def _rewritten(
+    source: str | os.PathLike[str],
+    target: Path,
+    members: Mapping[str, list[Patch]],
+    others: Mapping[str, bytes] | None = None,
+) -> None:
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", allowZip64=True) as new:
         new.comment = old.comment
         for info in old.infolist():
             with old.open(info) as stream, new.open(_like(info), "w", force_zip64=info.file_size >= 1 << 31) as to:
-                if info.filename in members:
+                if others is not None and info.filename in others:
+                    to.write(others[info.filename])
+                elif info.filename in members:
                     whole = io.BytesIO(stream.read())
                     patched(whole, members[info.filename])
                     to.write(whole.getbuffer())

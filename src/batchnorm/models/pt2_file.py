@@ -24,8 +24,9 @@ from batchnorm.errors import BatchnormError, Refused
 
 from .archive import Archive
 from .keras_records import numbered
+from .marker import KEY, marked
 from .modelfile import ModelFile, Pairs, quoted, rounded, unreadable
-from .patching import Patch, patched_zip
+from .patching import Patch, patched_zip, with_member
 from .pt2_graph import OPERATORS, Json, Norm, norms_of
 from .pt2_operations import graph_of
 from .state_dict import COUNTER, MOST_UPDATES
@@ -35,6 +36,7 @@ __all__ = ["DTYPES", "graph_member", "read"]
 NEWEST_SCHEMA = 8
 MOST_CHANNELS = 1 << 24
 MOST_ELEMENTS = 1 << 26
+MARK = f"extra/{KEY}"
 AGAIN = "Save it again with torch.export.save, or download it again"
 OLD_GRAPH = "serialized_exported_program.json"
 # ScalarType of PyTorch's schema.
@@ -77,7 +79,9 @@ def _model(path: str, archive: Archive) -> ModelFile:
     weights = _Weights(path, archive, root)
     notes += [] if weights.entries or graph_name != OLD_GRAPH else [ARRAYS_NOTE]
     found, others = norms_of(program["graph_module"])
-    records = numbered(weights.record(norm) for norm in found)
+    mark = f"{root}{MARK}"
+    text = archive.text(mark) if mark in archive.names() else None
+    records = marked(numbered(weights.record(norm) for norm in found), text)
     missing = sum(norm.mean is not None and each.moving_mean is None for norm, each in zip(found, records, strict=True))
     if missing and ARRAYS_NOTE not in notes:
         notes.append(SOME_NOTE.format(missing, len(records)))
@@ -93,8 +97,14 @@ def _model(path: str, archive: Archive) -> ModelFile:
         lazy_graph=LazyGraph(partial(_graph, path, program["graph_module"], root)),
         bench=partial(_bench, path, records, places, _buffers(records, found)),
         writer=partial(_write, path, records, _buffers(records, found), root),
+        marker=partial(_mark, root),
         untouched=_untouched(records, places),
     )
+
+
+def _mark(root: str, place: Path, text: str) -> None:
+    """Put a mark where ``torch.export.save`` puts its ``extra_files``."""
+    with_member(place, f"{root}{MARK}", text.encode())
 
 
 def _buffers(records: Sequence[LayerRecord], found: Sequence[Norm]) -> dict[str, tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,13 +22,16 @@ from numpy.typing import NDArray
 
 from batchnorm.core.record import LayerRecord
 
+from .marker import KEY, marked
 from .modelfile import ModelFile, Pairs, quoted, rounded, unreadable
 from .patching import Patch, copied
 from .state_dict import Tensor, natural, norms_among, statistics_names
 
-__all__ = ["arrays_of_shards", "named_arrays", "read", "read_index"]
+__all__ = ["arrays_of_shards", "mark", "named_arrays", "read", "read_index"]
 
 MOST_HEADER = 100_000_000  # the format's own limit
+ALIGNED = 8
+"""Bytes that the length of a header is a multiple of, filled with spaces, as the format's own writer does."""
 MOST_INDEX = 64 << 20
 MOST_NAMES = 1_000_000
 AGAIN = "Save or download the file again"
@@ -48,7 +52,22 @@ def read(path: str) -> ModelFile:
     """The batch normalizations of a ``.safetensors`` file."""
     tensors, metadata = _tensors(Path(path), path)
     found = _model(path, tensors, metadata)
-    return replace(found, writer=partial(_write, path, found.layers))
+    layers = marked(found.layers, metadata.get(KEY))
+    return replace(found, layers=layers, writer=partial(_write, path, layers), marker=mark)
+
+
+def mark(place: Path, text: str) -> None:
+    """Put a mark into the header's ``__metadata__``, the place for notes; the arrays follow as they were."""
+    new = place.with_name(f"{place.name}.new")
+    with place.open("rb") as source, new.open("wb") as target:
+        header = _json(source.read(int.from_bytes(source.read(8), "little")), os.fspath(place), "the header")
+        # Libraries that read metadata at all want to find the framework there.
+        own = header.pop("__metadata__", None) or {"format": "pt"}
+        packed = json.dumps({"__metadata__": own | {KEY: text}, **header}, separators=(",", ":")).encode()
+        packed += b" " * (-len(packed) % ALIGNED)
+        target.write(len(packed).to_bytes(8, "little") + packed)
+        shutil.copyfileobj(source, target)
+    os.replace(new, place)
 
 
 def _write(path: str, records: Sequence[LayerRecord], target: Path, statistics: Pairs) -> None:

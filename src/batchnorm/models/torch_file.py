@@ -32,12 +32,13 @@ from batchnorm.engines.torch_state import array_of
 
 from .archive import Archive
 from .keras_records import numbered
+from .marker import KEY, marked
 from .modelfile import ModelFile, Pairs, quoted, rounded, unreadable
-from .patching import Patch, data_start, patched_zip
+from .patching import Patch, data_start, patched_zip, with_member
 from .state_dict import Found, Tensor, norms_among, statistics_names
 from .torch_script import settings_of
 
-__all__ = ["arrays_of_pickle", "arrays_of_zip", "read_pickle", "read_script", "read_zip", "state_dicts"]
+__all__ = ["arrays_of_pickle", "arrays_of_zip", "mark", "read_pickle", "read_script", "read_zip", "state_dicts"]
 
 MOST_DEPTH = 8
 MOST_CONTAINERS = 20_000
@@ -133,7 +134,7 @@ def _checkpoint(path: str, value: Any) -> ModelFile:
     records = [_placed(record, place if several else ()) for place, each in networks for record in each.layers]
     notes += [note for _, each in networks for note in each.notes]
     others = tuple(name for _, each in (networks or found) for name in each.other_layers)
-    named = numbered(records)
+    named = marked(numbered(records), _mark_of(path))
     places = [(place, each.name) for place, found in networks for each in found.layers]
     return ModelFile(
         path=path,
@@ -142,7 +143,24 @@ def _checkpoint(path: str, value: Any) -> ModelFile:
         other_layers=others,
         notes=tuple(dict.fromkeys(notes)),
         writer=partial(_write, path, named, places),
+        marker=mark if zipfile.is_zipfile(path) else None,
     )
+
+
+def mark(place: pathlib.Path, text: str) -> None:
+    """Put a mark into the archive as one more record, which PyTorch does not ask for."""
+    with zipfile.ZipFile(place) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+    with_member(place, f"{root}/{KEY}", text.encode())
+
+
+def _mark_of(path: str) -> bytes | None:
+    if not zipfile.is_zipfile(path):
+        return None
+    with open(path, "rb") as stream:
+        archive = Archive(stream, path)
+        name = next((name for name in archive.names() if name.count("/") == 1 and name.endswith(f"/{KEY}")), None)
+        return None if name is None else archive.text(name)
 
 
 def _write(path: str, records: Sequence[LayerRecord], places: list[Place], target: pathlib.Path, new: Pairs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -17,9 +18,12 @@ from batchnorm.engines.torch_state import array_of
 from batchnorm.errors import ArgumentError
 
 from .keras_records import numbered
+from .marker import committed, digest, mark_live, marked_live
 from .modelfile import ModelFile
-from .registry import named_arrays
+from .registry import named_arrays, open_model
+from .safetensors import mark as mark_safetensors
 from .state_dict import MOST_UPDATES
+from .torch_file import mark as mark_checkpoint
 from .torch_graph import graph_of
 
 __all__ = ["from_live", "is_live", "load_weights"]
@@ -68,8 +72,9 @@ def from_live(model: Any) -> ModelFile:
         runner=partial(run_module, model, layers=known),
         lazy_graph=LazyGraph(partial(graph_of, model, names)),
         bench=partial(_bench, model, layers, known),
-        commit=partial(commit, known),
+        commit=partial(committed, commit, _record, known),
         writer=partial(save, model, known),
+        marker=_mark,
         untouched=dict.fromkeys(frozen_by_hand(model, known), BY_HAND),
     )
 
@@ -77,6 +82,10 @@ def from_live(model: Any) -> ModelFile:
 def _bench(model: Any, records: Sequence[LayerRecord], modules: Mapping[str, Any]) -> Bench:
     held = [record for record in records if record.moving_mean is not None and record.moving_variance is not None]
     return ModuleBench(model, held, modules)
+
+
+def _mark(place: pathlib.Path, text: str) -> None:
+    (mark_safetensors if place.suffix == ".safetensors" else mark_checkpoint)(place, text)
 
 
 def load_weights(model: Any, path: str) -> None:
@@ -98,6 +107,12 @@ def load_weights(model: Any, path: str) -> None:
     if wanted and not best:
         raise ArgumentError(f"--weights: {path} holds no array of the module's names, such as {min(wanted)!r}")
     load_into(model, {name: tensor.read() for name, tensor in best.items()})
+    marks = {digest(record): record.recalibrated for record in open_model(path).layers if record.recalibrated}
+    for name, module in _norms(model) if marks else ():
+        record = _record(name, module)
+        method = None if record.moving_mean is None else marks.get(digest(record))
+        if method is not None:
+            mark_live(record, module, method)
 
 
 def _prefixes(names: Any, wanted: set[str]) -> dict[str, None]:
@@ -149,7 +164,7 @@ def _record(name: str, module: Any) -> LayerRecord:
         mode=_mode(module),
         **values,
     )
-    return _counted(record, getattr(module, "num_batches_tracked", None))
+    return marked_live(_counted(record, getattr(module, "num_batches_tracked", None)), module)
 
 
 def _averaging(module: Any, momentum: float | None) -> tuple[Averaging, float | None]:

@@ -268,7 +268,7 @@ _LIST_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (
     ("epsilon", lambda layer: short(layer["epsilon"])),
     ("momentum", lambda layer: short(layer["momentum"])),
     ("updates", lambda layer: "-" if layer["updates"] is None else layer["updates"]),
-    ("initial", lambda layer: _percent(layer["initial_weight"])),
+    ("initial", lambda layer: "none" if layer["recalibrated"] else _percent(layer["initial_weight"])),
     ("worst sign", lambda layer: layer["signs"][0]["text"] if layer["signs"] else "none"),
 )
 _WIDE_COLUMNS: tuple[tuple[str, Callable[[Document], object]], ...] = (

@@ -82,7 +82,9 @@ def _contradicts(other: LayerRecord, record: LayerRecord) -> bool:
     Layers are trained together: where a fine-tuned model's new counter cannot be right for one of them, it is not for
     the others.
     """
-    if other.updates_doubt is None or other.mode == "frozen" or other.renorm or record.updates_source == "option":
+    if other.recalibrated is not None or record.updates_source == "option":
+        return False
+    if other.updates_doubt is None or other.mode == "frozen" or other.renorm:
         return False
     return other.with_updates(record.updates, "optimizer iterations").updates is None
 
