@@ -66,7 +66,7 @@ def job(tmp_path, world, method):
     return [json.loads(out.strip().splitlines()[-1]) for out, _ in ended]
 
 
-@pytest.mark.parametrize(("world", "method"), [(2, "one-pass"), (3, "sequential")])
+@pytest.mark.parametrize(("world", "method"), [(2, "one-pass"), (3, "sequential"), (4, "one-pass"), (4, "sequential")])
 def test_ranks_with_unequal_and_empty_parts_agree(tmp_path, model, world, method):
     found = job(tmp_path, world, method)
     assert all(each == found[0] for each in found)

@@ -31,8 +31,12 @@ def test_debias_takes_the_initial_value_out(run, digits, tmp_path):
         np.testing.assert_array_equal(new.gamma, old.gamma)
     with zipfile.ZipFile(digits) as before, zipfile.ZipFile(out) as after:
         assert after.testzip() is None
-        assert [name for name in before.namelist() if before.read(name) != after.read(name)] == ["model.weights.h5"]
-    assert len(digits.read_bytes()) == len(out.read_bytes())
+        changed = [name for name in before.namelist() if before.read(name) != after.read(name)]
+        assert changed == ["metadata.json", "model.weights.h5"]
+        assert len(before.read(changed[1])) == len(after.read(changed[1]))
+        metadata = json.loads(after.read(changed[0]))
+        assert list(json.loads(metadata.pop("batchnorm.recalibrated"))) == ["debias"]
+        assert metadata == json.loads(before.read(changed[0]))
 
 
 def test_debias_is_refused_where_the_counter_is_unknown_or_the_variance_would_be_negative(run, make, tmp_path):

@@ -33,8 +33,8 @@ METHODS = ("one-pass", "sequential")
 SKIPPED = "skipped as asked"
 UNREACHED = "not reached by this data"
 COUNTER_NOTE = (
-    "The counter of updates stays as it is: it tells how long the model was trained, no longer how much of an initial "
-    "value is in the statistics."
+    "The counter of updates stays as it is: it tells how long the model was trained. The statistics are marked as "
+    "recalibrated, so that list and check take no initial value for left in them."
 )
 
 

@@ -16,8 +16,9 @@ dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, worl
 torch.manual_seed(0)
 model = Branches()
 batches = [images(48)[start : start + 8] for start in range(0, 48, 8)]
-# Unequal parts in order: 1 and 5 batches of two ranks; 1, 5 and none of three.
-mine = batches[:1] if rank == 0 else batches[1:] if rank == 1 else []
+# Unequal parts in order: 1 and 5 batches of two ranks; 1, 5 and none of three; 1, none, 2 and 3 of four.
+cuts = [0, 1, 1, 3, 6] if world == 4 else [0, 1, 6, 6]
+mine = batches[cuts[rank] : cuts[rank + 1]]
 if method == "broken":
     try:
         bn.recalibrate(model, mine if rank else [torch.zeros(4, 2, 8, 8)], process_group=dist.group.WORLD)
