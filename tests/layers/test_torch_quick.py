@@ -14,6 +14,17 @@ from batchnorm.layers.torch import fast, quick
 pytestmark = pytest.mark.skipif(not fast.ENABLED, reason="needs the extra fast")
 
 
+ARGUMENTS = (
+    {},
+    {"affine": False},
+    {"track_running_stats": False},
+    {"momentum": None},
+    {"statistics": "debiased"},
+    {"guard": False},
+    {"bias": False},
+)
+
+
 def numbers(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 1
 
@@ -43,8 +54,7 @@ def agree(one, other):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("arguments", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None},
-                                       {"statistics": "debiased"}, {"guard": False}, {"bias": False}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_second_call_is_the_first_again(monkeypatch, started, arguments, training, dtype):
     made = bt.BatchNorm2d(6, **arguments).train(training)
@@ -128,8 +138,13 @@ def test_errors_are_those_of_the_first_call():
     made = bt.BatchNorm1d(6)
     for _ in range(2):
         made(numbers(8, 6))
-    for wrong, message in ((numbers(8, 5), "num_features=6"), (numbers(8, 6, 2, 2), "2D or 3D"), (numbers(1, 6), "more than 1"),
-                           (torch.ones(8, 6, dtype=torch.int64), "floating")):  # fmt: skip
+    refused = (
+        (numbers(8, 5), "num_features=6"),
+        (numbers(8, 6, 2, 2), "2D or 3D"),
+        (numbers(1, 6), "more than 1"),
+        (torch.ones(8, 6, dtype=torch.int64), "floating"),
+    )
+    for wrong, message in refused:
         with pytest.raises((ValueError, TypeError), match=message):
             made(wrong)
 
@@ -226,3 +241,18 @@ def test_once_under_checkpointing(started):
             torch.utils.checkpoint.checkpoint(made, x, use_reentrant=reentrant).sum().backward()
     assert made.num_batches_tracked == 6
     assert len(started) >= 6
+
+
+def test_a_child_after_a_fork_goes_on_alone(in_subprocess):
+    code = """
+import os, torch, batchnorm.torch as bt
+from batchnorm.kernels import launch
+torch.set_num_threads(2); launch.set_threads(2)
+layer, x = bt.BatchNorm2d(64), torch.randn(4, 64, 40, 40)
+with torch.no_grad():
+    wanted = [layer(x) for _ in range(3)][-1]
+    if not (child := os.fork()):
+        os._exit(0 if torch.equal(layer(x), wanted) else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    assert in_subprocess(code, environment={"OMP_NUM_THREADS": "2"}).strip() == "0"

@@ -1,9 +1,9 @@
 """The kernels while torch.compile is at work: custom operators, which a compiled graph calls as they are.
 
 ``batchnorm::normalize`` is the training forward pass, ``batchnorm::normalize_backward`` its gradient. The code that
-torch.compile makes of the composition in `functional` is slower where memory is the limit, but is fused with what stands
-around it, and an operator costs its call. So small inputs stay with the composition (`LEAST`), and so does inference,
-which is one pass over the data either way. Exported graphs hold torch's operators, never these.
+torch.compile makes of the composition in `functional` is slower where memory is the limit, but is fused with what
+stands around it, and an operator costs its call. So small inputs stay with the composition (`LEAST`), and so does
+inference, which is one pass over the data either way. Exported graphs hold torch's operators, never these.
 
 A second derivative is taken through the composition.
 """
