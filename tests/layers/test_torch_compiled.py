@@ -93,7 +93,7 @@ def test_what_the_kernels_cannot_walk_is_composed(monkeypatch, name):
 def step(layer, x, residual, grad, call=None):
     """Output, gradients, buffers."""
     leaves = [each.detach().requires_grad_() for each in (x, residual) if each is not None]
-    y = (call or layer)(*leaves)
+    y = layer(*leaves) if call is None else call(*leaves)
     return y.detach(), *torch.autograd.grad(y, [*leaves, *layer.parameters()], grad), *layer.buffers()
 
 
@@ -148,7 +148,9 @@ def test_checkpoints_and_transforms_in_a_graph(every_size):
     assert every_size
     other = bt.BatchNorm1d(6, track_running_stats=False)
     gradient = torch.func.grad(lambda x: other(x).pow(3).sum())
-    torch.testing.assert_close(torch.compile(gradient, backend=BACKEND)(x.detach()), gradient(x.detach()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.compile(gradient, backend=BACKEND)(x.detach()), gradient(x.detach()), rtol=0, atol=1e-5
+    )
     many = numbers(3, 8, 6)
     mapped = torch.func.vmap(other)
     torch.testing.assert_close(torch.compile(mapped, backend=BACKEND)(many), mapped(many), rtol=0, atol=1e-5)

@@ -25,7 +25,7 @@ from batchnorm.core.equations import Moments
 from . import fast
 from .activations import ACTIVATIONS as COMPOSED
 from .fast import NOWHERE, run_for
-from .function import REDUCED, After, How, gradients, per_channel
+from .function import REDUCED, After, How, gradients, per_channel, transformed_while_compiling
 from .memory import ENABLED, FLOATS, plain, wide_type
 from .run import ACTIVATIONS, MEAN, backward, forward
 
@@ -58,6 +58,7 @@ def takes(x: Tensor, how: How, mask: Any) -> bool:
         and x.device.type == "cpu"
         and x.dtype in FLOATS
         and x.numel() >= LEAST
+        and not transformed_while_compiling()
     )
 
 

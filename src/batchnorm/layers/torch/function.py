@@ -23,7 +23,7 @@ from batchnorm.core.equations import Moments
 from .activations import ACTIVATIONS
 from .collective import sum_over
 
-__all__ = ["REDUCED", "After", "How", "cast", "gradients", "normalize", "per_channel"]
+__all__ = ["REDUCED", "After", "How", "cast", "gradients", "normalize", "per_channel", "transformed_while_compiling"]
 
 REDUCED = tuple((0, *range(2, rank)) for rank in range(8))
 """The axes that are summed over, by the rank of the input: all but axis 1."""
@@ -160,17 +160,23 @@ vars(Normalize.forward)["__signature__"] = inspect.signature(Normalize.forward)
 def normalize(x: Tensor, gamma: Any, beta: Any, residual: Any, mask: Any, batch: Moments, how: How) -> Tensor:
     """`Normalize`, or the same in plain operations where forward mode follows them.
 
-    A custom operation's own forward mode is wrong when nested (torch 2.13: jacfwd of jacfwd of x**3 gives 0).
+    A custom operation's own forward mode is wrong when nested (torch 2.13: jacfwd of jacfwd of x**3 gives 0), and its
+    gradient is where torch.compile traces a transform of torch.func.
     """
     if residual is x:
         residual = x.view_as(x)  # torch.compile takes no tensor twice
-    if not _forward_mode():
+    if not (_forward_mode() or transformed_while_compiling()):
         return Normalize.apply(x, gamma, beta, residual, mask, *batch, *how)  # type: ignore[no-untyped-call]
     wide = cast(x, batch.high.dtype)
     again = _differentiable(wide, batch, REDUCED[x.dim()], mask, how)
     inverse = equations.inv_std(torch, again.variance, how.epsilon)
     z = _before_activation(equations.standardize(wide, again.high, again.low, inverse), gamma, beta, residual)
     return cast(z if how.activation is None else ACTIVATIONS[how.activation].apply(z), x.dtype)
+
+
+def transformed_while_compiling() -> bool:
+    """Whether torch.compile traces the inside of `torch.func.grad`, `vmap` or their like."""
+    return torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
 def _forward_mode() -> bool:
