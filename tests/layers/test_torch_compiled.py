@@ -98,7 +98,7 @@ def step(layer, x, residual, grad, call=None):
 
 
 @pytest.mark.parametrize("backend", [BACKEND, pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
-@pytest.mark.parametrize("activation, adds", [(None, False), ("relu", True)])
+@pytest.mark.parametrize(("activation", "adds"), [(None, False), ("relu", True)])
 def test_a_compiled_layer_calls_the_kernel_and_says_what_the_eager_one_says(every_size, activation, adds, backend):
     torch._dynamo.reset()
     eager = bt.BatchNormAct2d(6, activation=activation)
@@ -146,7 +146,7 @@ def test_checkpoints_and_transforms_in_a_graph(every_size):
     assert made.num_batches_tracked == 1
     torch.testing.assert_close(made.running_var, other.running_var)
     assert every_size
-    other = bt.BatchNorm1d(6, track_running_stats=False)
+    other, calls = bt.BatchNorm1d(6, track_running_stats=False), len(every_size)
     gradient = torch.func.grad(lambda x: other(x).pow(3).sum())
     torch.testing.assert_close(
         torch.compile(gradient, backend=BACKEND)(x.detach()), gradient(x.detach()), rtol=0, atol=1e-5
@@ -154,6 +154,7 @@ def test_checkpoints_and_transforms_in_a_graph(every_size):
     many = numbers(3, 8, 6)
     mapped = torch.func.vmap(other)
     torch.testing.assert_close(torch.compile(mapped, backend=BACKEND)(many), mapped(many), rtol=0, atol=1e-5)
+    assert len(every_size) == calls
 
 
 def test_exported_graphs_hold_torchs_operators(every_size):

@@ -176,7 +176,13 @@ def normalize(x: Tensor, gamma: Any, beta: Any, residual: Any, mask: Any, batch:
 
 def transformed_while_compiling() -> bool:
     """Whether torch.compile traces the inside of `torch.func.grad`, `vmap` or their like."""
-    return torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    return torch.compiler.is_compiling() and _inside_a_transform()
+
+
+@torch.compiler.assume_constant_result
+def _inside_a_transform() -> bool:
+    # torch.compile enters the transforms that it traces, and traces anew where there are others.
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
 def _forward_mode() -> bool:
