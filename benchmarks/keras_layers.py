@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from speed.summary import ratio
 from speed.turns import turns
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import Any
 
@@ -40,7 +41,7 @@ def training(layer: Any) -> Any:
     class Network(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
             widths = (1, 8, 8, 16)
-            pairs = list(zip(widths, widths[1:], strict=False))
+            pairs = list(itertools.pairwise(widths))
             self.convs = nnx.List([nnx.Conv(a, b, (3, 3), use_bias=False, rngs=rngs) for a, b in pairs])
             self.norms = nnx.List([layer(b, rngs=rngs) for _, b in pairs])
             self.head = nnx.Linear(widths[-1], 10, rngs=rngs)

@@ -55,7 +55,9 @@ def test_output_is_standardize_and_affine():
     for b in (beta, None):
         y = equations.output(x, got.high, got.low, gamma * inverse, b)
         # Four roundings of the terms each.
-        np.testing.assert_allclose(y, wanted if b is not None else wanted - beta, atol=16 * U32 * np.max(np.abs(wanted)))
+        np.testing.assert_allclose(
+            y, wanted if b is not None else wanted - beta, atol=16 * U32 * np.max(np.abs(wanted))
+        )
 
 
 def test_gradients_around_high_are_those_of_x_hat():

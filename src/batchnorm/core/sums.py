@@ -1,8 +1,8 @@
 """Sums over axes for namespaces that add one number after another (TensorFlow on the CPU, NumPy over leading axes).
 
-Such a sum of n numbers is off by n roundings where they take sides. Summed in stages, no number goes through more than a
-few dozen additions in each of them; what is left after the first stage is little, so that the stages cost not much more
-than the one pass over the data.
+Such a sum of n numbers is off by n roundings where they take sides. Summed in stages, no number goes through more than
+a few dozen additions in each of them; what is left after the first stage is little, so that the stages cost not much
+more than the one pass over the data.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ def runs(length: int) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=512)
 def _stages(cut: tuple[tuple[int, tuple[int, ...]], ...]) -> tuple[tuple[int, ...], ...]:
     """The axes of each stage, from the inner ones outwards; ``~axis`` of one that is summed twice."""
-    shift, lengths = 0, []
+    shift, lengths = 0, list[tuple[int, int]]()
     for axis, each in cut:
         lengths += [(axis + shift + i, length) for i, length in enumerate(each)] or [(~(axis + shift), 0)]
         shift += max(len(each), 1) - 1
     stages: list[tuple[int, ...]] = []
-    additions = 0
+    additions = 0  # of the stage at hand; 0 for one that takes no further axis
     for axis, length in reversed(lengths):
-        if length and stages and 0 < additions * max(length, 1) <= LONGEST:
+        if length and 0 < additions * length <= LONGEST:
             stages[-1] = (axis, *stages[-1])
-            additions *= max(length, 1)
+            additions *= length
         else:
             stages.append((axis,))
-            additions = max(length, 1) if axis >= 0 else 0
+            additions = length
     return tuple(stages)
 
 

@@ -32,8 +32,8 @@ class How:
     not known yet, other replicas). ``parts`` says
     that axis 0 holds virtual batches (kept, but shared by gamma). ``wide`` is the type of the arithmetic, ``narrow``
     that of the output. ``limits`` asks for renorm. ``gather`` stacks an array of every replica along axis 0, ``total``
-    sums it over the replicas; both are None where nothing is synchronised. ``choose`` is that of `equations.moments`, ``xp`` the
-    namespace of its arithmetic.
+    sums it over the replicas; both are None where nothing is synchronised. ``choose`` is that of
+    `equations.moments`, ``xp`` the namespace of its arithmetic.
     """
 
     axes: tuple[int, ...]

@@ -116,6 +116,12 @@ def is_one_element(x: Any, axes: tuple[int, ...], size: int | None) -> bool:
     return _product(lengths, 1) == 1
 
 
+def is_large(x: Any) -> bool:
+    """Whether reading the array takes longer than a condition; so is one of unknown lengths."""
+    lengths = static_shape(x)
+    return None in lengths or _product(list(lengths), 1) > 1 << 15
+
+
 def dtype_of(x: Any) -> str:
     """The name of an array's type."""
     return keras.backend.standardize_dtype(x.dtype)

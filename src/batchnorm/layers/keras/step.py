@@ -1,7 +1,7 @@
 """One training step of the layer, pure: what a backend can compile into one dispatch.
 
-`train` goes from the input and the state to the output and the state after it. Everything static is in the `Task` and in
-the shapes; nothing here reads or writes a variable.
+`train` goes from the input and the state to the output and the state after it. Everything static is in the `Task` and
+in the shapes; nothing here reads or writes a variable.
 """
 
 # Keras ships no type information.
@@ -10,7 +10,6 @@ the shapes; nothing here reads or writes a variable.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,17 +87,11 @@ def _normalised(
         limits=None if task.rule.renorm is None else task.rule.renorm.limits,
         gather=task.gather,
         total=task.total,
-        choose=running.CHOOSE if _is_large(x) else None,
+        choose=running.CHOOSE if shapes.is_large(x) else None,
         xp=running.XP,
     )
     gamma, beta = per_channel(task.wide, plan.broadcast_shape, gamma, beta)
     return running.train(how, x, gamma, beta, _fixed(task, plan, mask, count, state)), static
-
-
-def _is_large(x: Any) -> bool:
-    # Less than this is read again in the time that a condition takes.
-    lengths = shapes.static_shape(x)
-    return None in lengths or math.prod(n or 0 for n in lengths) > 1 << 15
 
 
 def _fixed(task: Task, plan: Plan, mask: Any, count: Any, state: State) -> Fixed:
