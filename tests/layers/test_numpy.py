@@ -625,3 +625,35 @@ def test_nothing_of_the_callers_is_changed():
     assert np.array_equal(x, kept[0])
     assert np.array_equal(y, kept[1])
     assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_momentum_and_epsilon_may_be_set_and_count_from_then_on():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (6, 2))
+    renewed, made = BatchNormalization(renorm=True), BatchNormalization(momentum=0.5, epsilon=0.1, renorm=True)
+    renewed.momentum, renewed.epsilon, renewed.renorm_momentum = 0.5, 0.1, 0.7
+    made.renorm_momentum = 0.7
+    for _ in range(2):
+        assert np.array_equal(renewed(x, training=True), made(x, training=True))
+    assert np.array_equal(renewed(x), made(x))
+    assert renewed.get_config() == made.get_config()
+    assert (renewed.momentum, renewed.epsilon, renewed.renorm_momentum) == (0.5, 0.1, 0.7)
+    before = made(x)
+    made.epsilon = 10.0
+    assert np.max(np.abs(made(x))) < np.max(np.abs(before))
+
+
+@pytest.mark.parametrize(("name", "value"), [("momentum", 1.5), ("epsilon", 0.0), ("renorm_momentum", -1.0)])
+def test_settings_are_checked_when_they_are_set(name, value):
+    layer = BatchNormalization(name="bn")
+    with pytest.raises(ArgumentError, match=f"bn: {name} must"):
+        setattr(layer, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("statistics", "debiased"), ("ddof", 1), ("guard", False), ("renorm", True)]
+)
+def test_what_the_weights_depend_on_cannot_be_set(name, value):
+    layer = BatchNormalization(name="bn")
+    with pytest.raises(ArgumentError, match=f"bn: {name} is chosen at construction"):
+        setattr(layer, name, value)
+    assert getattr(layer, name) == layer.get_config()[name] != value

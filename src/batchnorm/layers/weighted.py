@@ -14,6 +14,7 @@ from batchnorm.core.training import Renorm, Rule, State, Statistics, inference_s
 from batchnorm.errors import ArgumentError
 
 from . import arguments
+from .settings import Settings
 
 __all__ = ["Weighted"]
 
@@ -24,7 +25,7 @@ HISTORY = ("remaining", "updates")
 """State that says how the statistics came about; weights from another layer come without."""
 
 
-class Weighted:
+class Weighted(Settings):
     """Settings and weights of a batch normalization layer; `batchnorm.BatchNormalization` documents the arguments."""
 
     def __init__(
@@ -51,7 +52,7 @@ class Weighted:
         self.center, self.scale = bool(center), bool(scale)
         self.virtual_batch_size = arguments.positive_int_or_none(self.name, "virtual_batch_size", virtual_batch_size)
         self.renorm_clipping = None if renorm_clipping is None else dict(renorm_clipping)
-        self.renorm_momentum = arguments.share(self.name, "renorm_momentum", renorm_momentum)
+        self._renorm_momentum = arguments.share(self.name, "renorm_momentum", renorm_momentum)
         limits = arguments.renorm_limits(self.name, renorm_clipping)
         self.rule = Rule(
             epsilon=arguments.positive(self.name, "epsilon", epsilon),
@@ -59,7 +60,7 @@ class Weighted:
             ddof=arguments.one_of(self.name, "ddof", ddof, (0, 1)),
             statistics=arguments.one_of(self.name, "statistics", statistics, STATISTICS),
             guard=bool(guard),
-            renorm=Renorm(limits, self.renorm_momentum) if renorm else None,
+            renorm=Renorm(limits, self._renorm_momentum) if renorm else None,
         )
         self.dtype = np.dtype(arguments.one_of(self.name, "dtype", arguments.dtype_name(dtype), DTYPES))
         self.gamma: Array | None = None
