@@ -30,7 +30,7 @@ __all__ = ["ModelBench", "commit", "save"]
 VARIABLES = ("moving_mean", "moving_variance", "remaining", "moving_stddev")
 NO_INITIAL = {"remaining": 0.0}
 SUMS_IN_ORDER = ("tensorflow", "numpy")
-"""Backends that add one number after another, where the variance wants the third pass of `equations.moments`."""
+"""Backends that add one number after another, whose sums `equations.moments` takes in runs."""
 
 
 class ModelBench(Eager):
