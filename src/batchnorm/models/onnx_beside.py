@@ -13,7 +13,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from batchnorm.errors import Refused, require
+from batchnorm.errors import ArgumentError, Refused, require
 
 __all__ = ["copied", "locations"]
 
@@ -33,7 +33,9 @@ def copied(model: Any, source: Path, target: Path) -> Generator[None]:
     Raises
     ------
     Refused
-        One lies outside the model's folder; another file of that name is beside the target already.
+        One lies outside the model's folder.
+    ArgumentError
+        Another file of that name is beside the target already.
     """
     made: list[Path] = []
     try:
@@ -43,7 +45,10 @@ def copied(model: Any, source: Path, target: Path) -> Generator[None]:
             old, new = source.parent / name, target.parent / name
             if new.exists():
                 if not new.samefile(old) and not filecmp.cmp(old, new, shallow=False):
-                    raise Refused(f"{new} is there and is not the data of {source}. Write into an empty folder.")
+                    raise ArgumentError(
+                        f"-o: {new} is in the way: {source} keeps its data in a file of that name. "
+                        "Write into an empty folder."
+                    )
                 continue
             new.parent.mkdir(parents=True, exist_ok=True)
             made.append(new)
