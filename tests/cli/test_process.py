@@ -55,10 +55,11 @@ def test_closed_pipe(question, environment, options):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
-def test_full_disk(question, environment):
+@pytest.mark.parametrize("command", [["list"], ["check", "--format", "sarif"], ["check", "--format", "github"]])
+def test_full_disk(question, environment, command):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [*COMMAND, "list", question], env=environment, stdout=full, stderr=subprocess.PIPE, check=False
+            [*COMMAND, *command, question], env=environment, stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert done.returncode == 2
     assert done.stderr.startswith(b"batchnorm: cannot write to standard output")

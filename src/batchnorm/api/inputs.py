@@ -134,6 +134,8 @@ def _as_argument(path: str, option: str) -> Generator[None]:
         raise
     except Exception as error:  # NumPy's reader meets damage in many ways: zlib.error, struct.error, SyntaxError, ...
         why = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in why:  # NumPy's advice is to load it all the same
+            why = "it is no NumPy file, or holds Python objects, which are not loaded"
         raise ArgumentError(f"{option}: {path!r} holds no plain array ({why}).") from None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import MODEL_HELP, busy, opened, output_options, show, stdout_kept
+from .options import MODEL_HELP, busy, opened, output_options, say, show, stdout_kept
 from .program import CLEAN, FINDINGS, program
 from .settings import project_settings
 
@@ -91,9 +91,9 @@ def _print(found: Any, form: str, as_json: bool, wide: bool) -> None:
     from batchnorm.render import annotations
 
     if form == "sarif":
-        click.echo(annotations.sarif(found.to_document(), rules().to_document()["rules"]))
+        say(annotations.sarif(found.to_document(), rules().to_document()["rules"]))
     elif found.findings:
-        click.echo(annotations.github(found.to_document()))
+        say(annotations.github(found.to_document()))
 
 
 @program.command("rule")

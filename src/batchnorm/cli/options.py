@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-__all__ = ["EPSILON", "MODEL_HELP", "busy", "model_options", "opened", "output_options", "show", "stdout_kept"]
+__all__ = ["EPSILON", "MODEL_HELP", "busy", "model_options", "opened", "output_options", "say", "show", "stdout_kept"]
 
 MODEL_HELP = """
 MODEL is a file of Keras (.keras or its unzipped folder, .weights.h5, .h5,
@@ -112,11 +112,23 @@ def stdout_kept() -> Generator[None]:
 
 def show(result: Any, form: str, as_json: bool, wide: bool) -> None:
     """Print a result; a reader of the pipe that has gone is no error."""
-    try:
+    with _writing():
         if as_json or form == "json":
             click.echo(result.to_json())
         else:
             _print_text(result.to_document(), form, wide)
+
+
+def say(text: str) -> None:
+    """Print a text, as `show` does a result."""
+    with _writing():
+        click.echo(text)
+
+
+@contextlib.contextmanager
+def _writing() -> Generator[None]:
+    try:
+        yield
     except BrokenPipeError:
         _give_up_stdout()  # the reader of the pipe has seen enough
     except OSError as error:
