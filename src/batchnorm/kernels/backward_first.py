@@ -44,6 +44,7 @@ from .memory import (
     prefetch_to_write,
     spread_wide,
     store,
+    store_next,
     store_some,
     store_two,
     store_two_past,
@@ -322,8 +323,11 @@ def _gradient(d, u, flags, i, some, training, how, spec):
 
 @njit(error_model="numpy")
 def _write_rest(at, i, stop, how, spec):
-    while i + lanes(spec) <= stop:
-        store(spec, at[2], at[3] + i, _whole(at, i, how, spec))
+    while i + 2 * lanes(spec) <= stop:
+        _write_two(at, i, how, spec)
+        i += 2 * lanes(spec)
+    if i + lanes(spec) <= stop:
+        store_next(spec, at[2], at[3] + i, _whole(at, i, how, spec))
         i += lanes(spec)
     if i < stop:
         _write_some(at, i, stop - i, how, spec)

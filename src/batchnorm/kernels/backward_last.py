@@ -36,6 +36,7 @@ from .memory import (
     prefetch,
     prefetch_to_write,
     store,
+    store_next,
     store_some,
     store_two,
     store_two_past,
@@ -162,7 +163,7 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
             column += 2 * n
         if column + n <= limit:
             dx = _gradient(block, load(spec, x, x0 + column), load(spec, g, g0 + column), row, column, spec)
-            store(spec, y, y0 + column, dx)
+            store_next(spec, y, y0 + column, dx)
             column += n
         if column < limit:
             some = limit - column

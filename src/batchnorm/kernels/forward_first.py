@@ -25,7 +25,7 @@ from .memory import (
     prefetch,
     prefetch_to_write,
     spread_wide,
-    store,
+    store_next,
     store_some,
     store_two,
     store_two_past,
@@ -186,8 +186,11 @@ def _write_some(x, x0, y, y0, r, r0, some, high, scale, shift, spec):
 
 @njit(error_model="numpy")
 def _write_rest(x, x0, y, y0, r, r0, i, stop, high, scale, shift, spec):
-    while i + lanes(spec) <= stop:
-        store(spec, y, y0 + i, _normalized(x, x0 + i, r, r0 + i, high, scale, shift, spec))
+    while i + 2 * lanes(spec) <= stop:
+        _write_two(x, x0 + i, y, y0 + i, r, r0 + i, high, scale, shift, spec)
+        i += 2 * lanes(spec)
+    if i + lanes(spec) <= stop:
+        store_next(spec, y, y0 + i, _normalized(x, x0 + i, r, r0 + i, high, scale, shift, spec))
         i += lanes(spec)
     if i < stop:
         _write_some(x, x0 + i, y, y0 + i, r, r0 + i, stop - i, high, scale, shift, spec)

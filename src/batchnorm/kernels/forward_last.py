@@ -22,7 +22,7 @@ from .memory import (
     load_wide,
     prefetch,
     prefetch_to_write,
-    store,
+    store_next,
     store_some,
     store_two,
     store_two_past,
@@ -137,7 +137,7 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
                 store_two(spec, y, y0 + column, z0, z1)
             column += 2 * n
         if column + n <= limit:
-            store(spec, y, y0 + column, _whole(x, x0, r, r0, by_column, columns, column, spec))
+            store_next(spec, y, y0 + column, _whole(x, x0, r, r0, by_column, columns, column, spec))
             column += n
         if column < limit:
             some = limit - column

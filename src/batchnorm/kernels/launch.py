@@ -20,6 +20,7 @@ import functools
 import importlib
 import os
 import threading
+import types as types_of_python
 import zlib
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -144,7 +145,7 @@ def _together(function, block, phase, parts):
 def leaf(name: str, dtype: str, activation: str, residual: bool, mask: bool, stream: bool) -> int:
     """The address of what is done to the elements, compiled for a `Spec`."""
     spec = Spec(dtype, activation, residual, mask, stream, SOURCE)
-    return _compiled(LEAVES[name], types.void(*[types.int64] * 7, spec))
+    return _compiled(_apart(LEAVES[name], spec.name), types.void(*[types.int64] * 7, spec))
 
 
 @functools.cache
@@ -152,6 +153,16 @@ def walk(kind: str) -> int:
     """The address of what visits the elements: of kind "first" or "last"."""
     version = Spec("float32", "identity", False, False, False, SOURCE)  # walks are the same for all of them
     return _compiled(WALKS[kind], types.void(*[types.int64] * 3, version))
+
+
+def _apart(function: Any, variant: str) -> Any:
+    """The function under a name of its own, and so with an index of its own in the cache on disk.
+
+    Two processes that each add a variant to one index number their files alike, and one then runs the other's code.
+    """
+    copied = types_of_python.FunctionType(function.__code__, function.__globals__, function.__name__)
+    copied.__qualname__ = f"{function.__qualname__}_{zlib.crc32(variant.encode()):08x}"
+    return copied
 
 
 def _compiled(function: Any, signature: Any) -> int:

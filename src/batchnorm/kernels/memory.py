@@ -109,6 +109,22 @@ def store_past(context, spec, address, index, value):
     return types.void(spec, types.int64, types.int64, spec.vector), generate
 
 
+@intrinsic
+def store_next(context, spec, address, index, value):
+    """`store_past` where the `Spec` says so and a vector is a whole line, else `store`: for what is left of pairs."""
+
+    def generate(c, b, sig, args):
+        spec = sig.args[0]
+        raw, whole = narrowed(b, args[3], spec), spec.stream and SIZES[spec.dtype] * spec.lanes == BYTES
+        place = element_at(b, args[1], args[2], SIZES[spec.dtype], raw.type)
+        done = b.store(raw, place, align=BYTES if whole else SIZES[spec.dtype])
+        if whole:
+            done.set_metadata("nontemporal", b.module.add_metadata([I32(1)]))
+        return c.get_dummy_value()
+
+    return types.void(spec, types.int64, types.int64, spec.vector), generate
+
+
 def _two(past):
     def typed(context, spec, address, index, first, second):
         def generate(c, b, sig, args):

@@ -19,7 +19,7 @@ from batchnorm.core.equations import Moments
 
 from . import masked
 from .function import How
-from .memory import ENABLED, NAMES, follows, in_eager_mode, plain, walks
+from .memory import ENABLED, NAMES, follows, in_eager_mode, lies_there, plain, walks
 from .run import ACTIVATIONS, FLOATS_HERE, Run, kept_moments, start
 from .state import DDOF, Buffers, advance
 
@@ -60,9 +60,15 @@ def train(
     return y
 
 
-def normalize(x: Tensor, gamma: Tensor | None, beta: Tensor | None, how: How) -> tuple[Tensor, Moments] | None:
+def normalize(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, how: How, mask: Tensor | None = None
+) -> tuple[Tensor, Moments] | None:
     """Output and batch statistics, for who keeps moving statistics himself; None where the kernels do not take it."""
-    run = run_for(x, how, False, None, None) if _taken(x, gamma, beta, None, how) else None
+    if not _taken(x, gamma, beta, None, how):
+        return None
+    if mask is not None:
+        return masked.normalize(x, gamma, beta, how, mask) if lies_there(mask) else None
+    run = run_for(x, how, False, None, None)
     if run is None:
         return None
     y, memory = start(x, gamma, beta, None, run, NOWHERE)

@@ -20,7 +20,7 @@ from .memory import empty, follows, in_eager_mode, plain, view, walks, wide_type
 from .run import ACTIVATIONS, wide
 from .state import DDOF, Buffers, advance
 
-__all__ = ["train"]
+__all__ = ["normalize", "train"]
 
 
 class _Call(NamedTuple):
@@ -45,27 +45,43 @@ def train(
     momentum: float | None,
 ) -> Tensor | None:
     """As `fast.train`, for operands that the kernels take."""
-    out = walks(x.shape, x.stride(), mask=True)
-    if out is None:
-        return None
-    flags = mask[:, 0].numpy()
-    count = int(np.count_nonzero(flags))
-    if count == 0:
-        return None
     moving = None if buffers is None else follows(buffers, momentum)
-    statistics = torch.empty((2, x.shape[1]), dtype=torch.float64, device="cpu")
     followed = None if moving is None or momentum is None else _followed(moving, x.shape[1], 1 - momentum)
-    call = _Call(how, out, flags, count, statistics, followed)
+    call = _call(x, how, mask, followed)
+    if call is None:
+        return None
     y: Tensor = _Masked.apply(x, gamma, beta, residual, mask, call)  # type: ignore[no-untyped-call]
     if buffers is None:
         return y
     if moving is None:
         advance(buffers, _moments(x, call), how.epsilon, momentum)
-    elif count > 1:
+    elif call.counted > 1:
         increment_version(moving.written)
         if buffers.tracked is not None:
             buffers.tracked.add_(1)
     return y
+
+
+def normalize(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, how: How, mask: Tensor
+) -> tuple[Tensor, Moments] | None:
+    """As `fast.normalize`, for operands that the kernels take."""
+    call = _call(x, how, mask, None)
+    if call is None:
+        return None
+    y: Tensor = _Masked.apply(x, gamma, beta, None, mask, call)  # type: ignore[no-untyped-call]
+    return y, _moments(x, call)
+
+
+def _call(x: Tensor, how: How, mask: Tensor, moving: Any) -> _Call | None:
+    """None where the kernels cannot walk x as it lies, and where nothing is counted."""
+    out = walks(x.shape, x.stride(), mask=True)
+    if out is None:
+        return None
+    flags = mask[:, 0].numpy()
+    count = int(np.count_nonzero(flags))
+    statistics = torch.empty((2, x.shape[1]), dtype=torch.float64, device="cpu")
+    return _Call(how, out, flags, count, statistics, moving) if count else None
 
 
 def _followed(moving: Any, channels: int, decay: float) -> cpu.Moving:

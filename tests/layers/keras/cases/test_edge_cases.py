@@ -1,5 +1,6 @@
 """The edge cases of the project's table, one test a row, with what Keras' own layer does beside it."""
 
+import importlib
 import warnings
 
 import keras
@@ -120,6 +121,22 @@ def test_padding_mask_on_any_axis_and_rank(rng, shape, axis):
     np.testing.assert_allclose(np.moveaxis(y, kept, -1), expected, rtol=1e-4, atol=1e-5)
     full = Ours(axis=axis, momentum=0.0)
     np.testing.assert_array_equal(array(full(x, training=True, mask=np.expand_dims(mask, kept))), y)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the other backends' arrays do not meet the kernels")
+@pytest.mark.parametrize(("axis", "shape", "taken"), [(-1, (4, 5), 1), (1, (4, 3), 1), (-1, (1, 5, 3), 0)])
+def test_masks_reach_the_kernels(rng, monkeypatch, axis, shape, taken):
+    cpu = pytest.importorskip("numba") and importlib.import_module("batchnorm.kernels.cpu")
+    calls, forward = [], cpu.forward
+    monkeypatch.setattr(cpu, "forward", lambda *given, **named: calls.append(given) or forward(*given, **named))
+    x = rng.normal(3.0, 2.0, (4, 5, 3)).astype("float32")
+    mask = rng.random(shape) > 0.3
+    layer = Ours(axis=axis, momentum=0.0)
+    layer(x, training=True, mask=mask)
+    assert len(calls) == taken  # a mask that lies along the channels is not for them
+    full = np.broadcast_to(mask if taken == 0 else np.expand_dims(mask, axis), x.shape)
+    mean = [x[..., c][full[..., c]].mean() if axis == -1 else x[:, c][full[:, c]].mean() for c in range(x.shape[axis])]
+    np.testing.assert_allclose(state(layer)["moving_mean"], mean, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (1, 5, 3)], ids=str)

@@ -83,12 +83,18 @@ def compiled(step: Any) -> Any:
 
 def _by_kernels(step: Any, task: Any, x: Any, mask: Any, gamma: Any, beta: Any, state: Any) -> Any:
     kept, rule = task.plan.kept, task.rule
-    plain = mask is None and rule.renorm is None and task.size is None and task.gather is None
-    if plain and len(kept) == 1 and x.dim() > 1 and x.dtype is DTYPES.get(task.narrow):
-        found = fast.normalize(_channels_second(x, kept[0]), gamma, beta, NormalizeHow(rule.epsilon))
+    plain = rule.renorm is None and task.size is None and task.gather is None
+    if plain and len(kept) == 1 and x.dim() > 1 and x.dtype is DTYPES.get(task.narrow) and _shared(mask, kept[0]):
+        counted = None if mask is None else _channels_second(mask, kept[0])
+        found = fast.normalize(_channels_second(x, kept[0]), gamma, beta, NormalizeHow(rule.epsilon), counted)
         if found is not None:
             return _followed(rule, state, kept[0], *found)
     return step(task, x, mask, gamma, beta, state)
+
+
+def _shared(mask: Any, axis: int) -> bool:
+    # One that lies along the channels counts other elements in each of them: the kernels know one count.
+    return mask is None or mask.shape[axis] == 1
 
 
 def _followed(rule: Any, state: Any, axis: int, y: Any, batch: Moments) -> tuple[Any, Any, Any]:
