@@ -55,6 +55,15 @@ class ResNet50(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Thousands of tiny calls, which threads only hold up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_passes_and_forwards(record_property):
     torch.manual_seed(0)
     model = ResNet50()
