@@ -25,7 +25,9 @@ from .checkpoints import Checkpoint, identity, moments_document, read_moments
 from .passes import LocalRun
 from .progress import Progress, Silent
 from .recalibrated import Recalibration
-from .recalibrating import METHODS, Outcome, left_alone, opened_model, put, result, unrun
+from .recalibration_options import METHODS, Outcome
+from .recalibration_targets import left_alone, opened_model, unrun
+from .recalibration_writing import put, result
 from .streams import Stream
 
 __all__ = ["Shard", "collect", "merge"]

@@ -1,0 +1,50 @@
+"""One recalibration: how it is to be done, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchnorm.analysis.recalibration import Statistics
+
+from .progress import Progress, Silent
+from .recalibrated import Sides
+
+__all__ = ["COUNTER_NOTE", "METHODS", "Options", "Outcome"]
+
+METHODS = ("one-pass", "sequential")
+COUNTER_NOTE = (
+    "The counter of updates stays as it is: it tells how long the model was trained. The statistics are marked as "
+    "recalibrated, so that list and check take no initial value for left in them."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a recalibration is done; see `recalibrate`."""
+
+    method: str = "one-pass"
+    batch_size: int = 128
+    skip_nonfinite: bool = False
+    workers: int | None = None
+    ray: str | None = None
+    process_group: Any = None
+    checkpoint: Any = None
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a way of recalibrating found."""
+
+    found: Mapping[str, Statistics]
+    unreached: Collection[str] = ()
+    passes: int = 0
+    forwards: float = 0.0
+    samples: int | None = None
+    gap: Sides | None = None
+    accuracy: Sides | None = None
+    notes: tuple[str, ...] = ()
+    nothing: Mapping[str, str] = field(default_factory=dict[str, str])
+    finish: Callable[[], None] = lambda: None  # told once the result is where it belongs
