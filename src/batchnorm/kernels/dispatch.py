@@ -9,8 +9,8 @@ NumPy arrays          the same, up to `TINY` elements             any           
 NumPy arrays          anything else; no Numba installed           any                            `core.ops`
 ====================  ==========================================  =============================  ====================
 
-PyTorch's CPU tensors are the first two rows' "any address" at every size, in eager mode; while torch.compile is at work,
-from `layers.torch.compiled.LEAST` elements on, in training.
+PyTorch's CPU tensors are "any address" at every size in eager mode; while torch.compile is at work, in training and
+from `layers.torch.compiled.LEAST` elements on.
 
 Under `SERIAL` bytes one thread runs it. Outputs from `PAST_CACHES` bytes on are written past the caches.
 """
