@@ -177,7 +177,7 @@ def test_func_grad_updates_the_layers_own_buffers():
     leaf = x.clone().requires_grad_()
     plain(leaf).pow(3).sum().backward()
     torch.testing.assert_close(got, leaf.grad)
-    # One adds by torch's operations, the other by the kernels: three roundings of a tenth of the values, which are near 1.
+    # One adds by torch's operations, the other by the kernels: three roundings of a tenth of values near 1.
     torch.testing.assert_close(dict(layer.named_buffers()), dict(plain.named_buffers()), rtol=2e-7, atol=2e-8)
     with pytest.raises(RuntimeError, match="mutate a captured Tensor"):  # torch's
         torch.func.grad(lambda x: torch.nn.BatchNorm1d(3)(x).sum() * 0 + _captured(x))(x)
