@@ -195,13 +195,14 @@ def test_a_stream_of_any_length_in_constant_memory():
     """10 times the batches: the same peak, and nothing is asked of the stream but its next batch."""
     model = Chain(layer(0, 1))
     peaks = []
-    for count in (30, 300):
+    for count in (3, 30, 300):  # the first to load what is loaded once
         asked = iter(range(count + 10**6))
-        stream = (draw(64, seed=number) for number in asked)
+        stream = (draw(1000, seed=number) for number in asked)
         tracemalloc.start()
         found = bn.check(model, itertools.islice(stream, count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert (found.data.samples, found.data.batches) == (64 * count, count)
+        assert (found.data.samples, found.data.batches) == (1000 * count, count)
         assert next(asked) == count
-    assert peaks[1] < 1.1 * peaks[0]
+    # A batch is 32 kB and the peak 1.2 MB; what the collector of cycles has not yet taken is up to a tenth of that.
+    assert peaks[2] < 1.2 * peaks[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,7 +103,7 @@ class Stream:
         self._origin: Array | None = None
         self._calls: list[Accumulator] = []
         self._batches: dict[int, Accumulator] = {}
-        self._sizes: list[int] = []
+        self._sizes = Counter[int]()
         self._samples = 0
         self._low = np.full(record.channels, np.inf)
         self._high = np.full(record.channels, -np.inf)
@@ -146,7 +147,7 @@ class Stream:
             return
         self._total = whole if self._total is None else self._total.merge(whole)
         self._samples += samples
-        self._sizes.append(samples)
+        self._sizes[samples] += 1
         one = Accumulator(1, whole.variance(0), np.zeros(self._record.channels))
         self._batches[samples] = self._batches[samples].merge(one) if samples in self._batches else one
 
@@ -209,7 +210,7 @@ class Stream:
             low=self._low,
             high=self._high,
             highest=self._highest,
-            batch_size=max(set(self._sizes), key=self._sizes.count) if self._batched else None,
+            batch_size=self._sizes.most_common(1)[0][0] if self._batched else None,
             spread=self._spread() if self._batched else None,
             calls=tuple(self._calls),
             padding=self._padding.result(),
