@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy as np
 
 from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, Refused
+
+from .layer_bench import LayerBench, commit
 
 __all__ = ["from_live", "load_weights"]
 
@@ -78,6 +80,23 @@ class LayerModel:
     layer: Any
     format: str = "numpy"
     other_layers: tuple[str, ...] = ()
+    untouched: Mapping[str, str] = field(default_factory=dict[str, str])
+    graph: None = None
+
+    def bench(self) -> LayerBench:
+        """What measures the layer."""
+        return LayerBench(self.layer, self.layers[0])
+
+    def commit(self, statistics: Mapping[str, tuple[Any, Any]], method: str | None = None) -> None:
+        """Write new statistics into the layer."""
+        commit(self.layer, statistics, method)
+
+    def with_statistics(self, statistics: Mapping[str, tuple[Any, Any]], method: str | None = None) -> LayerModel:
+        """Refused, as the layer has no file format."""
+        raise Refused(
+            f"{self.path}: a layer on NumPy arrays has no file format to write. Leave out -o (out=), and it is changed "
+            "in place; its get_weights() can be saved."
+        )
 
     def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """Output in inference mode; the layer's own input and output if it is named."""

@@ -1,0 +1,90 @@
+"""A layer on NumPy arrays as a bench: a twin of it is measured and written to, so that it stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.calibration import Trace
+from batchnorm.core.record import LayerRecord
+from batchnorm.errors import Refused
+from batchnorm.kernels.on_arrays import moments
+
+__all__ = ["LayerBench", "commit"]
+
+HISTORY = ("remaining", "updates")
+STATISTICS = ("moving_mean", "moving_variance")
+
+
+class LayerBench:
+    """A `Bench` of one ``batchnorm.BatchNormalization``."""
+
+    def __init__(self, layer: Any, record: LayerRecord) -> None:
+        self.records: Sequence[LayerRecord] = (record,)
+        self._twin = type(layer).from_config(layer.get_config())
+        self._twin.set_weights(layer.get_weights())
+
+    @contextlib.contextmanager
+    def session(self) -> Generator[None]:
+        """See `Bench`."""
+        kept = self._twin.get_weights()
+        try:
+            yield
+        finally:
+            self._twin.set_weights(kept)
+
+    def trace(self, batch: Any) -> Trace:
+        """See `Bench`."""
+        start = time.perf_counter()
+        self._twin.predict(np.asarray(batch))
+        name = self.records[0].name
+        return Trace((name,), {name: frozenset()}, {name: 0.0}, True, time.perf_counter() - start)
+
+    def measure(self, batch: Any, layers: Collection[str], training: Collection[str] = ()) -> dict[str, Accumulator]:
+        """See `Bench`."""
+        name = self.records[0].name
+        return {name: self._moments(np.asarray(batch))} if name in layers else {}
+
+    def outputs(self, batch: Any, training: Collection[str] = ()) -> Any:
+        """See `Bench`."""
+        x = np.asarray(batch)
+        if self.records[0].name not in training or not x.size:
+            return self._twin.predict(x)
+        found, kept = self._moments(x), self._twin.get_weights()
+        try:
+            self.write(self.records[0].name, found.mean, found.variance(0))
+            return self._twin.predict(x)
+        finally:
+            self._twin.set_weights(kept)
+
+    def write(self, layer: str, mean: Any, variance: Any) -> None:
+        """See `Bench`."""
+        write(self._twin, mean, variance)
+
+    def _moments(self, x: Any) -> Accumulator:
+        record = self.records[0]
+        if not x.size:
+            return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
+        found = moments(x, record.axis)
+        if not (np.all(np.isfinite(found.mean)) and np.all(np.isfinite(found.variance))):
+            raise Refused(f"recalibrate: the input of {record.name} is not finite on this data.")
+        return Accumulator(found.count, found.mean.reshape(-1), found.variance.reshape(-1) * found.count)
+
+
+def write(layer: Any, mean: Any, variance: Any) -> None:
+    """Give a layer statistics; it then knows of no updates, so that no initial value is taken out of them."""
+    given = dict(zip(STATISTICS, (mean, variance), strict=True))
+    own = zip(layer.weight_names, layer.weights, strict=True)
+    kept = [(name, value) for name, value in own if name not in HISTORY]
+    layer.set_weights([np.reshape(given[name], value.shape) if name in given else value for name, value in kept])
+
+
+def commit(layer: Any, statistics: Any, _method: str | None = None) -> None:
+    """Write new statistics into the live layer."""
+    for pair in statistics.values():
+        write(layer, *pair)
