@@ -26,7 +26,8 @@ class LayerBench:
 
     def __init__(self, layer: Any, record: LayerRecord) -> None:
         self.records: Sequence[LayerRecord] = (record,)
-        self._twin = type(layer).from_config(layer.get_config())
+        kind: Any = type(layer)
+        self._twin: Any = kind.from_config(layer.get_config())
         self._twin.set_weights(layer.get_weights())
 
     @contextlib.contextmanager

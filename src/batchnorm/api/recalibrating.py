@@ -57,7 +57,8 @@ def recalibrate(
     ----------
     model : path or object
         A file, which is copied to ``out`` with its new statistics; or a live ``keras.Model``, ``torch.nn.Module``,
-        ``nnx.Module`` or `BatchNormalization`, which is changed in place, or, with ``out``, left as it is and written there.
+        ``nnx.Module`` or `BatchNormalization`, which is changed in place, or, with ``out``, left as it is and written
+        there.
     data : array, dict of arrays, iterable of batches, or function that returns one
         A batch is an array, a dict of named inputs, or a tuple ``(x, labels)``.
     method : {"one-pass", "sequential"}
