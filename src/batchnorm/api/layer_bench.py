@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class LayerBench:
 
     def __init__(self, layer: Any, record: LayerRecord) -> None:
         self.records: Sequence[LayerRecord] = (record,)
-        kind: Any = type(layer)
+        kind = cast("Any", type(layer))
         self._twin: Any = kind.from_config(layer.get_config())
         self._twin.set_weights(layer.get_weights())
 
