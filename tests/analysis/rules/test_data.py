@@ -250,6 +250,21 @@ def test_input_scale_needs_the_gap_to_go_away():
     assert ("BN403", "error") not in found(one, seen, helps={"x / 255": 0.6, "x / 127.5": 0.8})
 
 
+def test_an_initial_value_left_in_is_no_input_that_is_off():
+    rng = np.random.default_rng(11)
+    x = (rng.normal(1, 1, (500, CHANNELS)) * rng.uniform(0.2, 3, CHANNELS) + rng.normal(0, 2, CHANNELS)).astype("f4")
+    share = 0.99**12
+    one = layer(
+        moving_mean=((1 - share) * x.mean(0)).astype("f4"),
+        moving_variance=(share + (1 - share) * x.var(0)).astype("f4"),
+    )
+    seen = measured(one, x)
+    assert shares(one, seen)["initial_value"] > 0.9
+    both = found(one, seen, helps={"standardised": 0.1})
+    assert ("BN403", "error") not in both
+    assert ("BN401", "error") in both
+
+
 def test_changes_of_an_input():
     image = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
     first = np.moveaxis(image, -1, 1)

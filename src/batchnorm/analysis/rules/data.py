@@ -12,7 +12,7 @@ from batchnorm.analysis.numbers import brief, count, percent
 from batchnorm.core.record import LayerRecord
 
 from . import channels as of
-from .effect import SHOWS, Effect, effect, left_in, shares
+from .effect import LEAVES, SHOWS, Effect, effect, left_in, shares
 from .finding import Hit, Subject
 from .inputs import CHANGES, EXPLAINS
 from .measured import Measured, Measurements
@@ -115,7 +115,9 @@ def input_scale(subject: Subject) -> Iterable[Hit]:
     first = next(((r, seen, how) for r, seen, how in gaps(subject)), None)
     if first is None or not subject.data.remedies:
         return
-    record, _, before = first
+    record, seen, before = first
+    if shares(record, seen)["initial_value"] >= 1 - LEAVES:
+        return  # the statistics themselves say what is wrong with them: BN107 and BN401
     change, left = min(subject.data.remedies.items(), key=lambda one: one[1])
     if before.size < ERROR or not before.significant or left > SHOWS or left > EXPLAINS * before.size:
         return

@@ -14,7 +14,7 @@ from batchnorm.core.record import LayerRecord
 from . import channels as of
 from .measured import Measured
 
-__all__ = ["FEWEST", "SHOWS", "Effect", "debiased", "effect", "left_in", "shares"]
+__all__ = ["FEWEST", "LEAVES", "SHOWS", "Effect", "debiased", "effect", "left_in", "shares"]
 
 SHOWS = 0.3
 """Root mean square over channels of the shift and the stretch, in standard deviations. Of 24 trainings those that lost
