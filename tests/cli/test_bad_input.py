@@ -205,7 +205,7 @@ def array_files():
         ("complex.npy", npy(np.array([1 + 2j])), "complex"),
         ("text.npy", npy(np.array(["a"])), "real numbers"),
         ("object.npy", npy(objects, allow_pickle=True), "no plain array"),
-        ("object.npz", npz(a=objects), "Object arrays"),
+        ("object.npz", npz(a=objects), "holds Python objects"),
         ("empty.npy", npy(np.zeros((0, 1))), "empty array"),
         ("nothing.npy", b"", "no plain array"),
         ("cut.npy", plain[:-5], "no plain array"),

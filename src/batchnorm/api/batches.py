@@ -209,6 +209,8 @@ def _batch(batch: Any, who: str) -> tuple[Any, Array | None]:
     if not isinstance(batch, (tuple, list)):
         return input_of(batch, who), None
     parts = cast("list[Any]", batch)
+    if parts and all(isinstance(each, (int, float)) for each in parts):  # numbers, and not an input with its labels
+        return input_of(parts, who), None
     if not parts:
         raise ArgumentError(f"{who}: data holds a batch without an input.")
     inputs = input_of(parts[0], who)

@@ -16,7 +16,7 @@ import numpy as np
 
 from batchnorm.core.record import LayerRecord
 
-__all__ = ["KEY", "committed", "digest", "mark_live", "marked", "marked_live", "text_of"]
+__all__ = ["ATTRIBUTE", "KEY", "committed", "digest", "mark_live", "marked", "marked_live", "text_of"]
 
 KEY = "batchnorm.recalibrated"
 ATTRIBUTE = "_batchnorm_recalibrated"
