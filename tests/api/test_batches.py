@@ -23,6 +23,7 @@ def test_what_is_given_comes_out_in_its_order():
         arrays = [batch.inputs["a"] if isinstance(batch.inputs, dict) else batch.inputs for batch in found]
         np.testing.assert_array_equal(np.concatenate(arrays), X)
         assert [batch.start for batch in found] == np.cumsum([0, *(len(each) for each in arrays)])[:-1].tolist()
+    assert [batch.inputs.tolist() for batch in taken([[1.0], [2, 3.0]])] == [[1.0], [2.0, 3.0]]  # numbers, no labels
     (batch,) = taken([([X, X[:, :1]], range(7))])
     assert [each.shape for each in batch.inputs] == [(7, 2), (7, 1)]
     assert batch.labels.tolist() == list(range(7))

@@ -190,9 +190,7 @@ def _moments(task: Task, x: Any, mask: Any) -> Moments:
     count = (
         ones * jnp.asarray(_product(held), x.dtype) if mask is None else jnp.sum(ones, axis=task.reduced, keepdims=True)
     )
-    is_large = (
-        not isinstance(x.size, int) or x.size > LARGE
-    )  # a length that is unknown while exporting compares to nothing
+    is_large = not isinstance(x.size, int) or x.size > LARGE  # unknown while exporting
     choose = lax.cond if is_large else None
     batch = equations.moments(jnp, x, task.reduced, jnp.maximum(count, 1), mask, choose=choose)
     batch = batch._replace(count=jnp.broadcast_to(count, batch.high.shape))
