@@ -55,9 +55,10 @@ def inference(x, mean, variance, gamma=None, beta=None, *, axis=1, residual=None
     return y
 
 
-def backward(grad, x, mean, variance, gamma=None, beta=None, *, axis=1, residual=None, **options):
+def backward(grad, x, mean, variance, gamma=None, beta=None, *, axis=1, residual=None, out=None, **options):
     """Gradients of x, gamma, beta and the residual of `cpu.backward`."""
-    dx, dr = np.full_like(x, np.nan), None if residual is None else np.full_like(x, np.nan)
+    dx = np.full_like(x, np.nan) if out is None else out
+    dr = None if residual is None else np.full_like(x, np.nan)
     sums = np.full((2, x.shape[axis]), np.nan)
     given = views(gamma=gamma, beta=beta, residual=residual, residual_out=dr)
     places = [view(one) for one in (grad, x, dx, mean, variance, sums[0], sums[1])]

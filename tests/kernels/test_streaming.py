@@ -58,6 +58,27 @@ def test_forward_and_inference(streaming, shape, dtype):
     np.testing.assert_array_equal(inference(x, *got[1:], *gamma_beta, axis=axis), got[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_that_begin_within_a_line(streaming, shape, dtype):
+    dims, axis = SHAPES[shape]
+    x, grad = drawn(dims, dtype), drawn(dims, dtype, 1)
+    gamma_beta = parameters(np.random.default_rng(1), dims[axis], dtype)
+    y, *statistics = forward(x, *gamma_beta, axis=axis, out=aligned(dims, dtype))
+    dx = backward(grad, x, *statistics, *gamma_beta, axis=axis, out=aligned(dims, dtype))[0]
+    for off in (1, 7, 31):
+        memory = aligned((x.size + 64,), dtype)
+        for wanted in (y, dx):
+            memory[:] = 77
+            out = memory[off : off + x.size].reshape(dims)
+            if wanted is y:
+                forward(x, *gamma_beta, axis=axis, out=out)
+            else:
+                backward(grad, x, *statistics, *gamma_beta, axis=axis, out=out)
+            np.testing.assert_array_equal(out, wanted)
+            assert {*memory[:off].tolist(), *memory[off + x.size :].tolist()} == {77}
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)

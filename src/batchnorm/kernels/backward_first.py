@@ -33,8 +33,9 @@ from .block import (
     X,
     Y,
 )
-from .intrinsics import ahead, get_int, has_mask, has_residual, itemsize, lanes, line, lines, streams
+from .intrinsics import ahead, get_int, has_mask, has_residual, itemsize, lanes, lines, streams
 from .memory import (
+    before_line,
     first_lanes,
     load,
     load_flags,
@@ -276,9 +277,7 @@ def _backward(block, channel, spec):
 @njit(error_model="numpy")
 def _head(at, start, stop, how, spec):
     """Write up to the first address that a store past the caches may go to; returns how many."""
-    if not streams(spec):
-        return 0
-    head = min((-(at[2] // itemsize(spec) + at[3] + start)) % line(spec), stop - start)
+    head = before_line(spec, at[2], at[3] + start, stop - start)
     for i in range(0, head, lanes(spec)):
         _write_some(at, start + i, min(lanes(spec), head - i), how, spec)
     return head

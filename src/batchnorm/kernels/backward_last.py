@@ -25,10 +25,11 @@ from .block import (
     X,
     Y,
 )
-from .forward_last import SOON, clear, flush
+from .forward_last import ROWS_AHEAD, SOON, clear, flush
 from .intrinsics import ahead, get_byte, get_int, has_mask, has_residual, itemsize, lanes, lines, streams, widesize
 from .memory import (
     all_lanes,
+    before_line,
     first_lanes,
     load,
     load_some,
@@ -145,7 +146,12 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
     y, y0, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
     n = lanes(spec)
     for row in range(first, stop):
-        column = 0
+        head = before_line(spec, y, y0, limit)
+        if head != 0:  # the line that rows share is read first; stores past the caches would wait behind it
+            prefetch_to_write(y + (y0 + ROWS_AHEAD * y_step) * itemsize(spec))
+        for column in range(0, head, n):
+            _part(block, x, x0, g, g0, y, y0, row, column, min(n, head - column), spec)
+        column = head
         while column + 2 * n <= limit:
             first_dx = _gradient(block, load(spec, x, x0 + column), load(spec, g, g0 + column), row, column, spec)
             x1, g1 = load(spec, x, x0 + column + n), load(spec, g, g0 + column + n)
@@ -166,10 +172,14 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
             store_next(spec, y, y0 + column, dx)
             column += n
         if column < limit:
-            some = limit - column
-            x1, g1 = load_some(spec, x, x0 + column, some), load_some(spec, g, g0 + column, some)
-            store_some(spec, y, y0 + column, _gradient(block, x1, g1, row, column, spec), some)
+            _part(block, x, x0, g, g0, y, y0, row, column, limit - column, spec)
         x0, g0, y0 = x0 + x_step, g0 + g_step, y0 + y_step
+
+
+@njit(error_model="numpy")
+def _part(block, x, x0, g, g0, y, y0, row, column, some, spec):
+    x1, g1 = load_some(spec, x, x0 + column, some), load_some(spec, g, g0 + column, some)
+    store_some(spec, y, y0 + column, _gradient(block, x1, g1, row, column, spec), some)
 
 
 @njit(error_model="numpy")

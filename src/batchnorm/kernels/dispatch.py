@@ -105,7 +105,6 @@ def job(
     activation: str,
     operands: tuple[int, ...],
     mask: bool,
-    aligned: bool,
     threads: int,
 ) -> Job:
     """How to run one operation on operands of one shape.
@@ -120,8 +119,6 @@ def job(
         As in `intrinsics.Spec`.
     operands : tuple of int
         The slot of each operand; that of the output second.
-    aligned : bool
-        Whether the output begins on a cache line.
     threads : int
         Threads to use at most.
     """
@@ -132,7 +129,7 @@ def job(
     size, wide = DTYPES[dtype], DTYPES[wide_dtype(dtype)]
     nbytes = size * layout.channels * layout.count
     parts = 1 if nbytes < SERIAL else threads
-    stream = operation != "moments" and nbytes >= PAST_CACHES and _whole_lines(layout, size, aligned)
+    stream = operation != "moments" and nbytes >= PAST_CACHES and _has_lines(layout, size)
     direction = "backward" if operation == "backward" else "forward"
     name, residual = f"{direction} {layout.kind}", at.RESIDUAL in operands
     apply = launch.leaf(f"{name} apply", dtype, activation, residual, mask and direction == "backward", stream)
@@ -164,12 +161,11 @@ def _round(count: int) -> int:
     return -(-count // LANES) * LANES
 
 
-def _whole_lines(layout: Layout, size: int, aligned: bool) -> bool:
-    """Whether an output can be written past the caches: whole vectors, beginning on lines."""
+def _has_lines(layout: Layout, size: int) -> bool:
+    """Whether most lines of an output can be written whole, past the caches: long runs, or rows of whole lines."""
     if layout.kind == "first":
         return layout.length * size >= 4 * LINE
-    steps = layout.strides[1]
-    return aligned and all(step * size % LINE == 0 for step in steps[:2])
+    return all(step * size % LINE == 0 for step in layout.strides[1][:2])
 
 
 def _template(

@@ -15,8 +15,9 @@ from numba import njit
 
 from .activations import activate
 from .block import LENGTH, MASK, PITCH, RESIDUAL, WORK, X, Y
-from .intrinsics import ahead, get_int, has_mask, has_residual, itemsize, lanes, line, lines, streams
+from .intrinsics import ahead, get_int, has_mask, has_residual, itemsize, lanes, lines, streams
 from .memory import (
+    before_line,
     first_lanes,
     load,
     load_flags,
@@ -147,9 +148,7 @@ def apply(block, plane, channel, count, start, stop, _sums, spec):
 @njit(error_model="numpy")
 def _head(x, x0, y, y0, r, r0, most, high, scale, shift, spec):
     """Write up to the first address that a store past the caches may go to; returns how many."""
-    if not streams(spec):
-        return 0
-    head = min((-(y // itemsize(spec) + y0)) % line(spec), most)
+    head = before_line(spec, y, y0, most)
     for i in range(0, head, lanes(spec)):
         _write_some(x, x0 + i, y, y0 + i, r, r0 + i, min(lanes(spec), head - i), high, scale, shift, spec)
     return head

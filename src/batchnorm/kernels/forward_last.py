@@ -16,6 +16,7 @@ from .activations import activate
 from .block import BY_COLUMN, COLUMNS, MASK, RESIDUAL, X, Y
 from .intrinsics import ahead, get_byte, get_int, has_mask, has_residual, itemsize, lanes, lines, streams, widesize
 from .memory import (
+    before_line,
     first_lanes,
     load,
     load_some,
@@ -35,6 +36,7 @@ __all__ = ["add", "apply", "clear", "flush"]
 
 SOON = 8
 """Vectors between the one that is written and the one whose line is asked for."""
+ROWS_AHEAD = 8
 
 
 def add(block, first, stop, limit, own, place, _more, spec):
@@ -120,7 +122,12 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
     y, y0, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
     r, r0, r_step = get_int(block, RESIDUAL), row_at(block, RESIDUAL, first), get_int(block, RESIDUAL + 2)
     for _ in range(stop - first):
-        column = 0
+        head = before_line(spec, y, y0, limit)
+        if head != 0:  # the line that rows share is read first; stores past the caches would wait behind it
+            prefetch_to_write(y + (y0 + ROWS_AHEAD * y_step) * itemsize(spec))
+        for column in range(0, head, n):
+            _part(x, x0, y, y0, r, r0, by_column, columns, column, min(n, head - column), spec)
+        column = head
         while column + 2 * n <= limit:
             z0 = _whole(x, x0, r, r0, by_column, columns, column, spec)
             z1 = _whole(x, x0, r, r0, by_column, columns, column + n, spec)
@@ -140,10 +147,7 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
             store_next(spec, y, y0 + column, _whole(x, x0, r, r0, by_column, columns, column, spec))
             column += n
         if column < limit:
-            some = limit - column
-            z = load_some(spec, x, x0 + column, some)
-            r1 = load_some(spec, r, r0 + column, some) if has_residual(spec) else z
-            store_some(spec, y, y0 + column, _normalized(z, r1, by_column, columns, column, spec), some)
+            _part(x, x0, y, y0, r, r0, by_column, columns, column, limit - column, spec)
         x0, y0, r0 = x0 + x_step, y0 + y_step, r0 + r_step
 
 
@@ -152,6 +156,13 @@ def _whole(x, x0, r, r0, by_column, columns, column, spec):
     z = load(spec, x, x0 + column)
     r1 = load(spec, r, r0 + column) if has_residual(spec) else z
     return _normalized(z, r1, by_column, columns, column, spec)
+
+
+@njit(error_model="numpy")
+def _part(x, x0, y, y0, r, r0, by_column, columns, column, some, spec):
+    z = load_some(spec, x, x0 + column, some)
+    r1 = load_some(spec, r, r0 + column, some) if has_residual(spec) else z
+    store_some(spec, y, y0 + column, _normalized(z, r1, by_column, columns, column, spec), some)
 
 
 @njit(error_model="numpy")

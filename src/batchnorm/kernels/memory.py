@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from .intrinsics import (
@@ -26,13 +26,22 @@ from .intrinsics import (
     Vector,
     call_llvm,
     element_at,
+    itemsize,
+    line,
     pointer,
     spread,
+    streams,
     suffix,
 )
 from .precision import even_and_odd, narrowed, widened
 
 __all__: list[str] = []
+
+
+@njit(error_model="numpy")
+def before_line(spec, address, index, most):
+    """Elements before the first address from ``index`` on that a store past the caches may go to, at most so many."""
+    return min((-(address // itemsize(spec) + index)) % line(spec), most) if streams(spec) else 0
 
 
 def _in_memory(spec):
