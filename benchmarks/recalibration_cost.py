@@ -93,6 +93,7 @@ def case(engine):
         else:
             torch.onnx.export(model.eval(), (tensor,), place, dynamo=False, do_constant_folding=False,
                               training=torch.onnx.TrainingMode.PRESERVE)  # fmt: skip
+            return str(place), first, onnx_training(place, first)
         return str(place), first, None
     if engine == "nnx":
         model = nnx_model()
@@ -100,6 +101,24 @@ def case(engine):
         return model, x, lambda: twin(x).block_until_ready()
     model = keras_model()
     return model, x, lambda: model(x, training=True)
+
+
+def onnx_training(place, x):
+    """The forward of onnxruntime's own training mode: each node with `training_mode` and its outputs, as exported."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(place)
+    for number, node in enumerate(each for each in model.graph.node if each.op_type == "BatchNormalization"):
+        kept = [each for each in node.attribute if each.name not in ("training_mode", "momentum")]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute("training_mode", 1)])
+        del node.output[1:]
+        node.output.extend([f"mean_{number}", f"variance_{number}"])
+    data, options = model.SerializeToString(), single(onnxruntime.SessionOptions())
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: x})
 
 
 def timed(call):
