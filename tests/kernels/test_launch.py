@@ -91,10 +91,10 @@ def test_the_number_of_threads_is_kept_within_bounds():
         cpu.set_threads(before)
 
 
-def job(shape, axis=1, dtype="float32", operation="training", threads=2):
+def job(shape, axis=1, dtype="float32", operation="training", threads=2, aligned=True):
     strides = tuple(np.cumprod((1, *shape[:0:-1]))[::-1].tolist())
     operands = (14, 18)
-    given = (shape, (strides,) * 2, axis, dtype, "identity", operands, False, threads)
+    given = (shape, (strides,) * 2, axis, dtype, "identity", operands, False, aligned, threads)
     return dispatch.job(operation, *given)
 
 

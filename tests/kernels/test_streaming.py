@@ -24,6 +24,7 @@ def streaming(monkeypatch):
     def turn(on):
         dispatch.job.cache_clear()
         monkeypatch.setattr(dispatch, "PAST_CACHES", 0 if on else 1 << 60)
+        monkeypatch.setattr(dispatch, "LONG_ROW", 0)
 
     turn(True)
     yield turn

@@ -280,8 +280,9 @@ def _job(
     most: int | None = None,
 ) -> Job:
     x, strides = operands[0], tuple([one.strides for one in operands])
+    aligned = len(operands) > 1 and operands[1].address % 64 == 0
     parts = threads() if most is None else min(most, threads())
-    return job(operation, x.shape, strides, axis, x.dtype, activation, slots, mask, parts)
+    return job(operation, x.shape, strides, axis, x.dtype, activation, slots, mask, aligned, parts)
 
 
 def _count(one: Job, block: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> tuple[Any, int]:

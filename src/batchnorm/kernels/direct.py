@@ -98,7 +98,7 @@ def plan(
     """The plan for a signature: see `dispatch.job`; None where the kernels cannot walk the operands as they lie."""
     if arrange(shape, strides, axis) is None:
         return None
-    one = job(operation, shape, strides, axis, dtype, activation, slots, False, threads)
+    one = job(operation, shape, strides, axis, dtype, activation, slots, False, True, threads)
     layout, size = one.layout, 8 * at.SLOTS
     steps, number, serial, _ = launch.steps(one.phases)
     template = np.zeros(STORED + 1, np.int64)

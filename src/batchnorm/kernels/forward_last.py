@@ -38,6 +38,7 @@ SOON = 8
 """Vectors between the one that is written and the one whose line is asked for."""
 ROWS_AHEAD = 8
 """Rows between the one that is written and the one whose first line, which belongs to two rows, is asked for."""
+"""Rows between the one that is written and the one whose first line, which belongs to two rows, is asked for."""
 
 
 def add(block, first, stop, limit, own, place, _more, spec):
