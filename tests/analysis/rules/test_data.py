@@ -9,6 +9,7 @@ from batchnorm.analysis.rules.effect import effect, left_in, shares
 from batchnorm.analysis.rules.inputs import CHANGES, changed
 from batchnorm.analysis.rules.measured import Measurements, Stream
 from batchnorm.core.graph import Graph, Operation
+from batchnorm.kernels import cpu
 from tests.analysis.cases import record
 
 CHANNELS = 32
@@ -229,6 +230,20 @@ def padded(seed, share, value=0.0):
     for sample in x:
         sample[20 - rng.integers(0, max(1, int(40 * share))) :] = value
     return x
+
+
+def test_large_batches_are_measured_by_the_kernels(monkeypatch):
+    if not cpu.available():
+        pytest.skip("Numba is not installed")
+    calls = []
+    kernel = cpu.moments
+    monkeypatch.setattr(cpu, "moments", lambda *given, **named: calls.append(given[0].shape) or kernel(*given, **named))
+    x = draw(12, 4000, CHANNELS, mean=1e3)
+    seen = measured(layer(), x)
+    assert (4000, CHANNELS) in calls
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(seen.mean, wide.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(seen.variance, wide.var(0), rtol=1e-12)
 
 
 def test_padding_in_the_statistics():

@@ -14,6 +14,7 @@ from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.plan import mask_shape
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
+from batchnorm.kernels.on_arrays import moments
 
 from .padding import Padding, PaddingSeen, Told
 
@@ -132,12 +133,12 @@ class Stream:
             table = rows.reshape(-1, self._record.channels) if keep is None else rows[keep]
             if not len(table):
                 continue  # padding through and through
-            moments = Accumulator.of(table, -1)
-            whole = moments if whole is None else whole.merge(moments)
+            one = _accumulated(table)
+            whole = one if whole is None else whole.merge(one)
             if place == len(self._calls):
-                self._calls.append(moments)
+                self._calls.append(one)
             else:
-                self._calls[place] = self._calls[place].merge(moments)
+                self._calls[place] = self._calls[place].merge(one)
             self._per_sample(rows, keep)
             self._low = np.minimum(self._low, table.min(axis=0))
             self._high = np.maximum(self._high, table.max(axis=0))
@@ -192,7 +193,7 @@ class Stream:
         distance = rows - origin
         first, second = distance.mean(axis=1, where=counted), (distance**2).mean(axis=1, where=counted)
         # Side by side with their sum: its variance gives the covariance of the two.
-        found = Accumulator.of(np.concatenate([first, second, first + second], axis=1), -1)
+        found = _accumulated(np.concatenate([first, second, first + second], axis=1))
         self._influence = found if self._influence is None else self._influence.merge(found)
 
     def result(self) -> Measured | None:
@@ -230,3 +231,9 @@ class Stream:
             return None
         with np.errstate(all="ignore"):
             return np.sqrt(batches.variance(1)) / batches.mean
+
+
+def _accumulated(table: Array) -> Accumulator:
+    """Moments of each column, by the compiled kernels where they are there and it is large."""
+    found = moments(table, -1)
+    return Accumulator(found.count, found.mean, found.variance * found.count)
