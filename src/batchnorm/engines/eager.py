@@ -75,7 +75,10 @@ class Eager(ABC):
         def visit(call: Call) -> None:
             if call.name in layers:
                 is_last = last is not None and len({*found, call.name}) == last
-                moments = call.moments() if is_last or call.name not in training else self._as_in_training(call)
+                if call.name not in training:
+                    moments = call.moments()
+                else:  # in the same way whether it is the last or not: a worker that never traced the model cannot know
+                    moments = call.in_training() if is_last else self._as_in_training(call)
                 found[call.name] = found[call.name].merge(moments) if call.name in found else moments
                 if is_last:
                     raise Stopped
