@@ -257,3 +257,19 @@ with torch.no_grad():
 print(os.waitpid(child, 0)[1])
 """
     assert in_subprocess(code, environment={"OMP_NUM_THREADS": "2"}).strip() == "0"
+
+
+def test_code_from_the_cache_finds_threads_to_run_on(in_subprocess, tmp_path):
+    """Numba starts its threads where a loop is compiled, or loaded by itself; not for who calls one that was loaded."""
+    threads = "import numpy, batchnorm as bn; bn.moments(numpy.ones((4, 64, 40, 40), 'f'), axis=1)"
+    layer = """
+import torch, batchnorm.torch as bt
+from batchnorm.kernels import launch
+torch.set_num_threads(2)
+launch.set_threads(2)
+with torch.no_grad():
+    bt.BatchNorm2d(64)(torch.ones(4, 64, 40, 40))
+"""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    for code in (threads, layer, layer):  # compiles the loop; what calls it; neither
+        in_subprocess(code, environment=cache)

@@ -98,6 +98,7 @@ def plan(
     """The plan for a signature: see `dispatch.job`; None where the kernels cannot walk the operands as they lie."""
     if arrange(shape, strides, axis) is None:
         return None
+    # Outputs begin on a line: PyTorch allocates them here, and allocates to 64 bytes.
     one = job(operation, shape, strides, axis, dtype, activation, slots, False, True, threads)
     layout, size = one.layout, 8 * at.SLOTS
     steps, number, serial, _ = launch.steps(one.phases)
@@ -123,6 +124,7 @@ def _runner(direction: str, serial: bool) -> Callable[..., None]:
     alone = _entry(f"{direction} alone")
     if serial:
         return alone
+    launch.start()
     together = _entry(f"{direction} together")
 
     def run(*addresses: int) -> None:

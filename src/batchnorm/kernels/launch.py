@@ -195,10 +195,21 @@ def layer() -> str:
     return LAYER
 
 
+def start() -> None:
+    """Start Numba's threads, before code that runs on them is loaded from the cache on disk.
+
+    Numba does so itself where it compiles a parallel loop and where it loads one; not for a caller compiled in a
+    process that had loaded the loop: its code would jump to the address 0.
+    """
+    global _used
+    if not _used:
+        _used = True
+        numba.get_num_threads()
+
+
 def together() -> AbstractContextManager[Any]:
     """To be held while a parallel loop runs: the portable layer takes one Python thread at a time."""
-    global _used
-    _used = True
+    start()
     return _one_at_a_time
 
 
