@@ -214,7 +214,7 @@ class BatchNormalization(Weighted):
 
     def _run_fused(self, x: ArrayLike, learn: bool, mask: ArrayLike | None) -> tuple[Array, FusedTape] | None:
         """By the compiled kernels: large batches with one channel axis, taken as a whole."""
-        call = fused.call_of(x, self.axis, mask, self.rule, self.name)
+        call = fused.call_of(x, self.axis, mask, self._rule, self.name)
         if call is None:
             return None
         shape = call.x.shape
@@ -222,8 +222,8 @@ class BatchNormalization(Weighted):
         if len(self._parts(shape, call.how, learn)) > 1:
             return None
         if not learn or (call.mask is not None and not call.mask.any()):
-            return fused.infer(call, self.rule, self._state, self.gamma, self.beta)
-        found = fused.train(call, self.rule, self.gamma, self.beta)
+            return fused.infer(call, self._rule, self._state, self.gamma, self.beta)
+        found = fused.train(call, self._rule, self.gamma, self.beta)
         if found is None:
             return None
         y, tape, batch = found
@@ -237,8 +237,8 @@ class BatchNormalization(Weighted):
         gamma, beta = (None if one is None else _wide(one, shape) for one in (self.gamma, self.beta))
         state = {name: _wide(one, shape) for name, one in self._state.items()}
         if not learn:
-            return passes.forward_inference(part, self.rule, state, gamma, beta)
-        y, tape, batch = passes.forward_training(part, self.rule, state, gamma, beta)
+            return passes.forward_inference(part, self._rule, state, gamma, beta)
+        y, tape, batch = passes.forward_training(part, self._rule, state, gamma, beta)
         if part.count > 1:
             self._learn(batch)
         return y, tape
@@ -247,7 +247,7 @@ class BatchNormalization(Weighted):
         # In the weights' own type, as Keras does it: what overflows there is an infinity, which the guard then sees.
         shape = self._state["moving_mean"].shape
         mean, variance = (one.astype(self.dtype).reshape(shape) for one in (batch.mean, batch.variance))
-        self._state, skipped = update(np, self.rule, self._state, Moments(batch.count, mean, 0.0, variance))
+        self._state, skipped = update(np, self._rule, self._state, Moments(batch.count, mean, 0.0, variance))
         self.skipped_updates = self.skipped_updates + skipped
         if self.updates is not None and not np.all(skipped):
             self.updates += 1

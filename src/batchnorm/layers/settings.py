@@ -1,4 +1,4 @@
-"""The settings of the NumPy layer as attributes: those that may be set later, and those that may not."""
+"""A layer's settings as attributes: those that may be set later, and those that may not."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ __all__ = ["Settings"]
 class Settings:
     """Momentum and epsilon may be set on a layer, and are checked; what its weights depend on is fixed."""
 
-    name: str
-    rule: Rule
+    _rule: Rule
     _renorm_momentum: float
+
+    @property
+    def _who(self) -> str:
+        """Whose the arguments are, in messages."""
+        raise NotImplementedError
 
     @property
     def momentum(self) -> float:
         """Share of the old value that one update keeps; may be set, from the next update on."""
-        return self.rule.decay
+        return self._rule.decay
 
     @momentum.setter
     def momentum(self, value: float) -> None:
-        self.rule = replace(self.rule, decay=arguments.share(self.name, "momentum", value))
+        self._rule = replace(self._rule, decay=arguments.share(self._who, "momentum", value))
 
     @property
     def epsilon(self) -> float:
         """Added to the variance inside the root; may be set."""
-        return self.rule.epsilon
+        return self._rule.epsilon
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
-        self.rule = replace(self.rule, epsilon=arguments.positive(self.name, "epsilon", value))
+        self._rule = replace(self._rule, epsilon=arguments.positive(self._who, "epsilon", value))
 
     @property
     def renorm_momentum(self) -> float:
@@ -45,14 +49,14 @@ class Settings:
 
     @renorm_momentum.setter
     def renorm_momentum(self, value: float) -> None:
-        self._renorm_momentum = arguments.share(self.name, "renorm_momentum", value)
-        if self.rule.renorm is not None:
-            self.rule = replace(self.rule, renorm=replace(self.rule.renorm, decay=self._renorm_momentum))
+        self._renorm_momentum = arguments.share(self._who, "renorm_momentum", value)
+        if self._rule.renorm is not None:
+            self._rule = replace(self._rule, renorm=replace(self._rule.renorm, decay=self._renorm_momentum))
 
     @property
     def statistics(self) -> Statistics:
         """How the moving statistics follow the batches; chosen at construction."""
-        return self.rule.statistics
+        return self._rule.statistics
 
     @statistics.setter
     def statistics(self, value: Any) -> None:
@@ -61,7 +65,7 @@ class Settings:
     @property
     def ddof(self) -> int:
         """The stored variance is divided by count - ddof; chosen at construction."""
-        return self.rule.ddof
+        return self._rule.ddof
 
     @ddof.setter
     def ddof(self, value: Any) -> None:
@@ -70,7 +74,7 @@ class Settings:
     @property
     def guard(self) -> bool:
         """Whether NaN and infinity are kept out of the moving statistics; chosen at construction."""
-        return self.rule.guard
+        return self._rule.guard
 
     @guard.setter
     def guard(self, value: Any) -> None:
@@ -79,7 +83,7 @@ class Settings:
     @property
     def renorm(self) -> bool:
         """Whether training is batch renormalization; chosen at construction."""
-        return self.rule.renorm is not None
+        return self._rule.renorm is not None
 
     @renorm.setter
     def renorm(self, value: Any) -> None:
@@ -87,6 +91,6 @@ class Settings:
 
     def _refuse(self, name: str, value: Any) -> None:
         raise ArgumentError(
-            f"{self.name}: {name} is chosen at construction, and cannot be set to {value!r}: the weights depend on it. "
-            f"Make a layer with {name}={value!r} and pass it the weights."
+            f"{self._who}: {name} is chosen at construction, and cannot be set to {value!r}: the weights depend on "
+            f"it. Make a layer with {name}={value!r} and pass it the weights."
         )

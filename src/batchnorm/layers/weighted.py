@@ -28,6 +28,10 @@ HISTORY = ("remaining", "updates")
 class Weighted(Settings):
     """Settings and weights of a batch normalization layer; `batchnorm.BatchNormalization` documents the arguments."""
 
+    @property
+    def _who(self) -> str:
+        return self.name
+
     def __init__(
         self,
         axis: int | Sequence[int] = -1,
@@ -54,7 +58,7 @@ class Weighted(Settings):
         self.renorm_clipping = None if renorm_clipping is None else dict(renorm_clipping)
         self._renorm_momentum = arguments.share(self.name, "renorm_momentum", renorm_momentum)
         limits = arguments.renorm_limits(self.name, renorm_clipping)
-        self.rule = Rule(
+        self._rule = Rule(
             epsilon=arguments.positive(self.name, "epsilon", epsilon),
             decay=arguments.share(self.name, "momentum", momentum),
             ddof=arguments.one_of(self.name, "ddof", ddof, (0, 1)),
@@ -98,7 +102,7 @@ class Weighted(Settings):
     def _make_weights(self, shape: tuple[int, ...]) -> None:
         self.gamma = np.ones(shape, self.dtype) if self.scale else None
         self.beta = np.zeros(shape, self.dtype) if self.center else None
-        self._state = {name: np.full(shape, initial, self.dtype) for name, initial in state_names(self.rule).items()}
+        self._state = {name: np.full(shape, initial, self.dtype) for name, initial in state_names(self._rule).items()}
         self.skipped_updates = np.zeros(shape, np.int64)
 
     @property
@@ -121,13 +125,13 @@ class Weighted(Settings):
         """
         if not self.built:
             raise ArgumentError(f"{self.name}: the layer has no weights yet. Call it on data, or build it, first.")
-        return inference_statistics(np, self.rule, self._state)
+        return inference_statistics(np, self._rule, self._state)
 
     @property
     def weight_names(self) -> tuple[str, ...]:
         """Names of the weights in their order: Keras' order, then ``remaining`` or ``updates``."""
         present = {"gamma": self.scale, "beta": self.center}
-        return (*(name for name, here in present.items() if here), *state_names(self.rule))
+        return (*(name for name, here in present.items() if here), *state_names(self._rule))
 
     @property
     def weights(self) -> list[Array]:
@@ -185,15 +189,15 @@ class Weighted(Settings):
             "trainable": self.trainable,
             "dtype": self.dtype.name,
             "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis,
-            "momentum": self.rule.decay,
-            "epsilon": self.rule.epsilon,
+            "momentum": self._rule.decay,
+            "epsilon": self._rule.epsilon,
             "center": self.center,
             "scale": self.scale,
-            "statistics": self.rule.statistics,
-            "ddof": self.rule.ddof,
-            "guard": self.rule.guard,
+            "statistics": self._rule.statistics,
+            "ddof": self._rule.ddof,
+            "guard": self._rule.guard,
             "virtual_batch_size": self.virtual_batch_size,
-            "renorm": self.rule.renorm is not None,
+            "renorm": self._rule.renorm is not None,
             "renorm_clipping": self.renorm_clipping,
             "renorm_momentum": self.renorm_momentum,
         }
@@ -206,8 +210,8 @@ class Weighted(Settings):
     def __repr__(self) -> str:
         """Class, name and the settings that matter most."""
         return (
-            f"{type(self).__name__}(name={self.name!r}, axis={self.axis}, momentum={self.rule.decay:g}, "
-            f"epsilon={self.rule.epsilon:g}, statistics={self.rule.statistics!r})"
+            f"{type(self).__name__}(name={self.name!r}, axis={self.axis}, momentum={self._rule.decay:g}, "
+            f"epsilon={self._rule.epsilon:g}, statistics={self._rule.statistics!r})"
         )
 
 

@@ -22,7 +22,7 @@ from batchnorm.layers import arguments
 from . import arguments as own
 from . import shapes
 from .apply import cast
-from .backends import BACKEND, infer, running
+from .backends import BACKEND, constant, infer, running, value
 from .state import Stateful, wide_type
 from .step import Task, per_channel, train
 
@@ -151,7 +151,7 @@ class BatchNormalization(Stateful):
         self.activation = keras.activations.get(activation) if activation is not None else None
         self.synchronized = own.check_synchronized(synchronized, BACKEND, who)
         self.virtual_batch_size = own.check_parts(virtual_batch_size, self.axis, self.synchronized, who)
-        self.renorm, self.renorm_clipping = bool(renorm), renorm_clipping
+        self.renorm_clipping = renorm_clipping
         kept = arguments.share(who, "renorm_momentum", renorm_momentum)
         limits = arguments.renorm_limits(who, renorm_clipping) if renorm else None
         self._rule = Rule(
@@ -193,7 +193,7 @@ class BatchNormalization(Stateful):
 
     def _inferred(self, x: Any, how: Plan, wide: str) -> Any:
         statistics = training.inference_statistics(running.XP, self._rule, self._state())
-        given = *statistics, *(None if v is None else running.value(v) for v in (self.gamma, self.beta))
+        given = *statistics, *(None if v is None else value(v) for v in (self.gamma, self.beta))
         mean, variance, gamma, beta = per_channel(wide, how.broadcast_shape, *given)
         if infer is not None:
             y = infer(x, mean, variance, gamma, beta, how.reduced, self.epsilon, self.compute_dtype)
@@ -210,8 +210,8 @@ class BatchNormalization(Stateful):
             self._warn_of_one_element(x, how)
         # One read of each variable, which all that follows depends on: TensorFlow's graph optimizer has been seen to
         # run a second read after the assignment that stands below it.
-        state = {name: running.constant(getattr(self, name)) for name in training.state_names(self._rule)}
-        gamma, beta = (None if v is None else running.value(v) for v in (self.gamma, self.beta))
+        state = {name: constant(getattr(self, name)) for name in training.state_names(self._rule)}
+        gamma, beta = (None if v is None else value(v) for v in (self.gamma, self.beta))
         task = Task(how, self._rule, wide, self.compute_dtype, self.virtual_batch_size, gather, total)
         y, state, skipped = running.compiled(train)(task, x, mask, gamma, beta, state)
         self._remember(state, skipped)

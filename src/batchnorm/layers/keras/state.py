@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -15,12 +14,12 @@ import numpy as np
 from keras import ops
 
 from batchnorm.core import training
-from batchnorm.core.training import Rule, State, Statistics
+from batchnorm.core.training import State
 from batchnorm.errors import ArgumentError
-from batchnorm.layers import arguments
+from batchnorm.layers.settings import Settings
 
 from . import shapes
-from .backends import running
+from .backends import running, value
 
 __all__ = ["Stateful", "wide_type"]
 
@@ -31,55 +30,8 @@ def wide_type(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
-class Stateful(keras.layers.Layer):
+class Stateful(Settings, keras.layers.Layer):
     """A layer that holds gamma, beta and the state of a `Rule`; `BatchNormalization` says what they mean."""
-
-    _rule: Rule
-    _renorm_momentum: float
-
-    @property
-    def momentum(self) -> float:
-        """Share of the old value that one update keeps; may be set, also once the layer is built."""
-        return self._rule.decay
-
-    @momentum.setter
-    def momentum(self, value: float) -> None:
-        self._rule = replace(self._rule, decay=arguments.share(self._who, "momentum", value))
-
-    @property
-    def epsilon(self) -> float:
-        """Added to the variance inside the root; may be set."""
-        return self._rule.epsilon
-
-    @epsilon.setter
-    def epsilon(self, value: float) -> None:
-        self._rule = replace(self._rule, epsilon=arguments.positive(self._who, "epsilon", value))
-
-    @property
-    def renorm_momentum(self) -> float:
-        """As `momentum`, of the averages that renorm corrects towards; may be set."""
-        return self._renorm_momentum
-
-    @renorm_momentum.setter
-    def renorm_momentum(self, value: float) -> None:
-        self._renorm_momentum = arguments.share(self._who, "renorm_momentum", value)
-        if self._rule.renorm is not None:
-            self._rule = replace(self._rule, renorm=replace(self._rule.renorm, decay=self._renorm_momentum))
-
-    @property
-    def statistics(self) -> Statistics:
-        """How the moving statistics follow the batches; chosen at construction, as the variables depend on it."""
-        return self._rule.statistics
-
-    @property
-    def ddof(self) -> int:
-        """The stored variance is divided by count - ddof; chosen at construction."""
-        return self._rule.ddof
-
-    @property
-    def guard(self) -> bool:
-        """Whether NaN and infinity are kept out of the moving statistics; chosen at construction."""
-        return self._rule.guard
 
     @property
     def _who(self) -> str:
@@ -148,11 +100,11 @@ class Stateful(keras.layers.Layer):
         return [*super().variables, skipped] if carried else super().variables
 
     def _state(self) -> State:
-        return {name: running.value(getattr(self, name)) for name in training.state_names(self._rule)}
+        return {name: value(getattr(self, name)) for name in training.state_names(self._rule)}
 
     def _remember(self, state: State, skipped: Any) -> None:
-        for name, value in state.items():
-            getattr(self, name).assign(value)
+        for name, new in state.items():
+            getattr(self, name).assign(new)
         if self._skipped is not None and skipped is not None:
             self._skipped.assign_add(skipped)
 

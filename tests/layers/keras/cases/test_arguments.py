@@ -56,8 +56,14 @@ def test_set_later(name, value):
     layer = Ours(name="bn")
     with pytest.raises(ArgumentError, match=f"'bn': {name} must .*got {value}"):
         setattr(layer, name, value)
-    with pytest.raises(AttributeError, match="statistics"):
-        layer.statistics = "debiased"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("statistics", "debiased"), ("ddof", 1), ("guard", False), ("renorm", True)]
+)
+def test_chosen_at_construction(name, value):
+    with pytest.raises(ArgumentError, match=f"'bn': {name} is chosen at construction, .* {value!r}"):
+        setattr(Ours(name="bn"), name, value)
 
 
 @pytest.mark.parametrize("axis", [3, -4, (0, 5)])

@@ -50,16 +50,6 @@ def compiled(step: Any) -> Any:
     return jax.jit(step, static_argnums=0, inline=True)
 
 
-def value(variable: Any) -> Any:
-    """The array of a variable: one read."""
-    return ops.convert_to_tensor(variable)
-
-
-def constant(variable: Any) -> Any:
-    """The array of a variable, without a gradient."""
-    return ops.stop_gradient(ops.convert_to_tensor(variable))
-
-
 def once(batch: Any) -> Any:
     """``batch``: nothing tells a second pass apart."""
     return batch

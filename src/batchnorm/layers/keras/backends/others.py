@@ -23,16 +23,6 @@ def compiled(step: Any) -> Any:
     return step
 
 
-def value(variable: Any) -> Any:
-    """The array of a variable: one read."""
-    return ops.convert_to_tensor(variable)
-
-
-def constant(variable: Any) -> Any:
-    """The array of a variable, without a gradient."""
-    return ops.stop_gradient(ops.convert_to_tensor(variable))
-
-
 def once(batch: Any) -> Any:
     """``batch``: nothing is computed a second time."""
     return batch

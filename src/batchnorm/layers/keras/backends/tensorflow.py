@@ -60,16 +60,6 @@ def _caller(step: Any, task: Any) -> Any:
     return lambda *given: function(*given) if next(calls) >= EAGER_CALLS else plain(*given)
 
 
-def value(variable: Any) -> Any:
-    """The array of a variable: one read."""
-    return ops.convert_to_tensor(variable)
-
-
-def constant(variable: Any) -> Any:
-    """The array of a variable, without a gradient."""
-    return ops.stop_gradient(ops.convert_to_tensor(variable))
-
-
 def once(batch: Any) -> Any:
     """``batch``: nothing tells a second pass apart."""
     return batch
