@@ -99,28 +99,8 @@ def _opaque(b, value):
 
 
 @intrinsic
-def store_past(context, spec, address, index, value):
-    """As `store`, past the caches (non-temporal): the address must be a multiple of the vector's bytes in memory.
-
-    For outputs that no cache would hold anyway: a plain store reads each line first. Follow the last with `fence`.
-    """
-
-    def generate(c, b, sig, args):
-        spec = sig.args[0]
-        raw = narrowed(b, args[3], spec)
-        if SIZES[spec.dtype] == 2:
-            raw = _opaque(b, b.bitcast(raw, ir.VectorType(I64, 4)))
-        place = element_at(b, args[1], args[2], SIZES[spec.dtype], raw.type)
-        done = b.store(raw, place, align=SIZES[spec.dtype] * spec.lanes)
-        done.set_metadata("nontemporal", b.module.add_metadata([I32(1)]))
-        return c.get_dummy_value()
-
-    return types.void(spec, types.int64, types.int64, spec.vector), generate
-
-
-@intrinsic
 def store_next(context, spec, address, index, value):
-    """`store_past` where the `Spec` says so and a vector is a whole line, else `store`: for what is left of pairs."""
+    """As `store_two_past` where the `Spec` says so and a vector is a whole line, else `store`: what pairs leave."""
 
     def generate(c, b, sig, args):
         spec = sig.args[0]
@@ -158,8 +138,11 @@ def _two(past):
 store_two = _two(False)
 """As `store`, of two vectors: in half precision they are one cache line, written in one piece."""
 store_two_past = _two(True)
-"""As `store_past`, of two vectors, to an address that is a multiple of 64: half a line past the caches takes as long as
-a whole one."""
+"""As `store_two`, past the caches (non-temporal), to an address that is a multiple of 64: half a line past the caches
+takes as long as a whole one.
+
+For outputs that no cache would hold anyway: a plain store reads each line first. Follow the last with `fence`.
+"""
 
 
 @intrinsic
@@ -274,33 +257,27 @@ def all_lanes(context, spec, flag):
     return Vector("bool", spec.lanes)(spec, types.uint8), generate
 
 
-@intrinsic
-def prefetch(context, address):
-    """Ask for the cache line at ``address``, for reading; any address is allowed."""
+def _prefetching(written, locality):
+    def typed(context, address):
+        def generate(c, b, _sig, args):
+            place = pointer(b, args[0], ir.IntType(8))
+            call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), place, I32(written), I32(locality), I32(1))
+            return c.get_dummy_value()
 
-    def generate(c, b, _sig, args):
-        place = pointer(b, args[0], ir.IntType(8))
-        call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), place, I32(0), I32(2), I32(1))
-        return c.get_dummy_value()
+        return types.void(types.int64), generate
 
-    return types.void(types.int64), generate
+    return intrinsic(typed)
 
 
-@intrinsic
-def prefetch_to_write(context, address):
-    """Ask for the cache line at ``address``, which is about to be written; any address is allowed."""
-
-    def generate(c, b, _sig, args):
-        place = pointer(b, args[0], ir.IntType(8))
-        call_llvm(b, "llvm.prefetch.p0", ir.VoidType(), place, I32(1), I32(3), I32(1))
-        return c.get_dummy_value()
-
-    return types.void(types.int64), generate
+prefetch = _prefetching(0, 2)
+"""Ask for the cache line at an address, for reading; any address is allowed."""
+prefetch_to_write = _prefetching(1, 3)
+"""Ask for the cache line at an address, which is about to be written; any address is allowed."""
 
 
 @intrinsic
 def fence(context):
-    """Let no later store overtake what `store_past` wrote."""
+    """Let no later store overtake what `store_two_past` wrote."""
 
     def generate(c, b, _sig, _args):
         if X86:
