@@ -38,3 +38,13 @@ def in_subprocess():
         return done.stdout
 
     return call
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch on one thread: the order of float32 sums is fixed, and tiny calls do not wait for a busy machine."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -18,6 +18,9 @@ from batchnorm.api.shards import collect, merge
 from tests.api.networks import Branches
 from tests.api.test_recalibrate import images
 
+# A sum over threads is another order of float32 additions: 1e-8 of a standard deviation.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[2]
 SAME = 1e-12  # relative to the statistics, and to a standard deviation
 
@@ -26,15 +29,6 @@ SAME = 1e-12  # relative to the statistics, and to a standard deviation
 def model():
     torch.manual_seed(0)
     return Branches()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A sum over threads is another order of float32 additions: 1e-8 of a standard deviation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def alone(model, method, size=8, count=48):

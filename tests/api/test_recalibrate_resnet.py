@@ -9,6 +9,9 @@ from tests.api.networks import off
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
+# Thousands of tiny calls, which threads only hold up.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STAGES = (3, 4, 6, 3)
 WIDTH = 4
 """Of the first stage, where ResNet-50 has 64."""
@@ -53,15 +56,6 @@ class ResNet50(nn.Module):
     def forward(self, x):
         x = self.pool(self.bn(self.stem(x)).relu())
         return self.head(self.blocks(x).mean((2, 3)))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Thousands of tiny calls, which threads only hold up."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_passes_and_forwards(record_property):

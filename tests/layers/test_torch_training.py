@@ -7,6 +7,9 @@ from torch import nn
 
 import batchnorm.torch as bt
 
+# Threads that wait for one another take a hundred times as long on a busy machine.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 30
 
 
@@ -51,15 +54,6 @@ def losses(norm, fused=False):
     with torch.no_grad():
         held_out = nn.functional.cross_entropy(model(images[order[-256:]]), labels[order[-256:]]).item()
     return np.array(curve), held_out
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for one another take a hundred times as long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
