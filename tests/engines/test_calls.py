@@ -106,7 +106,7 @@ def test_output_and_moments_from_one_call_of_the_kernels(dtype, rank, rng):
         layer.weight.uniform_(0.5, 2)
         layer.bias.uniform_(-1, 1)
     x = torch.from_numpy(rng.normal(2, 3, (64, 7, 5, 6, 4)[:rank])).to(getattr(torch, dtype))
-    out, count, mean, variance = normalized(torch, x, Plain(layer.weight, layer.bias, layer.eps))
+    out, (count, mean, variance) = normalized(torch, x, Plain(layer.weight, layer.bias, layer.eps))
     wide = x.double().numpy().astype(np.longdouble)
     axes = tuple(axis for axis in range(rank) if axis != 1)
     shape = [-1 if axis == 1 else 1 for axis in range(rank)]

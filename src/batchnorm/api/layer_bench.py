@@ -12,7 +12,7 @@ import numpy as np
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Trace
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import Refused
+from batchnorm.engines.calls import of_channels
 from batchnorm.kernels.on_arrays import moments
 
 __all__ = ["LayerBench", "commit"]
@@ -71,10 +71,7 @@ class LayerBench:
         record = self.records[0]
         if not x.size:
             return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
-        found = moments(x, record.axis)
-        if not (np.all(np.isfinite(found.mean)) and np.all(np.isfinite(found.variance))):
-            raise Refused(f"recalibrate: the input of {record.name} is not finite on this data.")
-        return Accumulator(found.count, found.mean.reshape(-1), found.variance.reshape(-1) * found.count)
+        return of_channels(record, moments(x, record.axis))
 
 
 def write(layer: Any, mean: Any, variance: Any) -> None:

@@ -107,7 +107,7 @@ class LayerModel:
 
 def _record(layer: Any) -> LayerRecord:
     mean, variance = layer.inference_statistics()
-    averaged = layer.rule.statistics == "moving"
+    averaged = layer.statistics == "moving"
     record = LayerRecord(
         name=layer.name,
         kind=type(layer).__name__,
@@ -115,18 +115,18 @@ def _record(layer: Any) -> LayerRecord:
         channel_shape=np.shape(mean),
         axis=layer.axis,
         dtype=np.asarray(mean).dtype.name,
-        epsilon=layer.rule.epsilon,
+        epsilon=layer.epsilon,
         epsilon_source="file",
-        averaging="cumulative" if layer.rule.statistics == "cumulative" else "exponential",
-        decay=layer.rule.decay if averaged else None,
-        momentum=layer.rule.decay,
-        ddof=layer.rule.ddof,
+        averaging="cumulative" if layer.statistics == "cumulative" else "exponential",
+        decay=layer.momentum if averaged else None,
+        momentum=layer.momentum,
+        ddof=layer.ddof,
         mode="by-call" if layer.trainable else "frozen",
         gamma=layer.gamma,
         beta=layer.beta,
         moving_mean=np.asarray(mean),
         moving_variance=np.asarray(variance),
-        renorm=layer.rule.renorm is not None,
+        renorm=layer.renorm,
     )
     # Debiased and cumulative statistics hold nothing of the initial value, so the number of updates explains nothing.
     return record.with_updates(layer.updates, "num_batches_tracked") if averaged else record

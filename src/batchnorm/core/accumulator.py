@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from batchnorm.errors import ArgumentError
 
 from . import equations
-from .ops import moments
+from .ops import Moments, moments
 
 __all__ = ["Accumulator", "merge_moments"]
 
@@ -37,8 +37,12 @@ class Accumulator:
     @classmethod
     def of(cls, x: ArrayLike, axis: int | tuple[int, ...] = -1, mask: ArrayLike | None = None) -> Accumulator:
         """Moments of one batch; see `batchnorm.moments` for the arguments."""
-        one = moments(x, axis, mask=mask)
-        return cls(one.count, one.mean, one.variance * one.count)
+        return cls.from_moments(moments(x, axis, mask=mask))
+
+    @classmethod
+    def from_moments(cls, one: Moments) -> Accumulator:
+        """What `batchnorm.moments` found of one batch, flattened to one axis."""
+        return cls(one.count, one.mean.reshape(-1), one.variance.reshape(-1) * one.count)
 
     @classmethod
     def from_parts(cls, count: Any, high: ArrayLike, low: ArrayLike, variance: ArrayLike) -> Accumulator:

@@ -119,7 +119,7 @@ class Call(ABC):
             if one is None:
                 return None
             found = one
-        return of_channels(self.record, found.count, found.mean, found.variance)
+        return of_channels(self.record, found)
 
     def _by_equations(self, how: Plan, counted: Array | None) -> Accumulator:
         count: Any = how.count
@@ -140,16 +140,16 @@ class Call(ABC):
 Visit = Callable[[Call], None]
 
 
-def of_channels(record: LayerRecord, count: int, mean: Array, variance: Array) -> Accumulator:
-    """Moments in float64 as they are added up, channels flattened.
+def of_channels(record: LayerRecord, found: ops.Moments) -> Accumulator:
+    """Moments of a layer's input as they are added up.
 
     Raises
     ------
     Refused
         They are not finite.
     """
-    require_finite(record, mean, variance)
-    return Accumulator(count, mean.reshape(-1), variance.reshape(-1) * count)
+    require_finite(record, found.mean, found.variance)
+    return Accumulator.from_moments(found)
 
 
 def require_finite(record: LayerRecord, *parts: Array) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.ops import Moments
 from batchnorm.core.plan import Plan, plan
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import require
@@ -125,8 +126,8 @@ class TensorCall(Call):
         found = None if self._plain is None else normalized(self._torch, self.x, self._plain)
         if found is None:
             return self.moments()
-        self.output, count, mean, variance = found
-        return of_channels(self.record, count, mean, variance)
+        self.output, batch = found
+        return of_channels(self.record, batch)
 
     def _namespace(self) -> Any:
         return self._torch
@@ -161,8 +162,8 @@ def is_plain(torch: Any, module: Any) -> bool:
     return type(module) in own and "forward" not in vars(module)
 
 
-def normalized(torch: Any, x: Any, plain: Plain) -> tuple[Any, int, NDArray[Any], NDArray[Any]] | None:
-    """Output, count, mean and variance of one of PyTorch's layers in training mode, from one call of the kernels.
+def normalized(torch: Any, x: Any, plain: Plain) -> tuple[Any, Moments] | None:
+    """Output and moments of one of PyTorch's layers in training mode, from one call of the kernels.
 
     None where they do not take it: no Numba, another device, type or shape than they know, a mode of dispatch that
     wants to see what is done.
@@ -187,7 +188,7 @@ def normalized(torch: Any, x: Any, plain: Plain) -> tuple[Any, int, NDArray[Any]
     places = cpu.view_of(mean), cpu.view_of(variance)
     threads = torch.get_num_threads()
     count = cpu.forward(source, target, *places, axis=1, epsilon=plain.epsilon, most=threads, **views)
-    return (out, count, mean, variance) if np.all(np.less(variance, HUGE)) else None
+    return (out, Moments(count, mean, variance)) if np.all(np.less(variance, HUGE)) else None
 
 
 @contextlib.contextmanager

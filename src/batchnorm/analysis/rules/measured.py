@@ -133,7 +133,7 @@ class Stream:
             table = rows.reshape(-1, self._record.channels) if keep is None else rows[keep]
             if not len(table):
                 continue  # padding through and through
-            one = _accumulated(table)
+            one = Accumulator.from_moments(moments(table, -1))
             whole = one if whole is None else whole.merge(one)
             if place == len(self._calls):
                 self._calls.append(one)
@@ -193,7 +193,7 @@ class Stream:
         distance = rows - origin
         first, second = distance.mean(axis=1, where=counted), (distance**2).mean(axis=1, where=counted)
         # Side by side with their sum: its variance gives the covariance of the two.
-        found = _accumulated(np.concatenate([first, second, first + second], axis=1))
+        found = Accumulator.from_moments(moments(np.concatenate([first, second, first + second], axis=1), -1))
         self._influence = found if self._influence is None else self._influence.merge(found)
 
     def result(self) -> Measured | None:
@@ -231,9 +231,3 @@ class Stream:
             return None
         with np.errstate(all="ignore"):
             return np.sqrt(batches.variance(1)) / batches.mean
-
-
-def _accumulated(table: Array) -> Accumulator:
-    """Moments of each column, by the compiled kernels where they are there and it is large."""
-    found = moments(table, -1)
-    return Accumulator(found.count, found.mean, found.variance * found.count)
