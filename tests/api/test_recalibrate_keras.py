@@ -8,9 +8,9 @@ SCRIPT = "tests/api/scripts/recalibrate_keras.py"
 
 @pytest.mark.parametrize(
     ("backend", "cases"),
-    [("jax", ()), ("tensorflow", ("live", "masked")), ("torch", ("live", "masked"))],
+    [("jax", ()), ("tensorflow", ("live", "masked", "padded")), ("torch", ("live", "masked", "padded"))],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_keras(in_subprocess, tmp_path, backend, cases):
     out = in_subprocess(CODE.format(str(tmp_path), cases, SCRIPT), environment={"KERAS_BACKEND": backend})
-    assert len(out.split()) >= (len(cases) or 7)
+    assert len(out.split()) >= (len(cases) or 8)

@@ -335,6 +335,11 @@ if __name__ == "__main__":
         bn.recalibrate(model, np.zeros((8, 2, 8, 8), "f"), workers=2)
     except bn.ArgumentError as error:
         found["error"] = str(error)
+    from tests.api.test_recalibrate_padding import MASK, Net, batches
+    for method in ("one-pass", "sequential"):
+        spread = bn.recalibrate(Net(), batches(mask=MASK), method=method, workers=2)
+        found[f"padded {method}"] = layers(spread)
+    found["note"] = spread.notes[-1]
     ray.shutdown()
     print(json.dumps(found))
 """
@@ -342,6 +347,8 @@ if __name__ == "__main__":
 
 def test_ray_with_a_worker_that_dies(tmp_path, model):
     pytest.importorskip("ray")
+    from tests.api.test_recalibrate_padding import MASK, Net, batches
+
     script = tmp_path / "fleet.py"
     script.write_text(RAY)
     env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
@@ -352,4 +359,7 @@ def test_ray_with_a_worker_that_dies(tmp_path, model):
     found = json.loads(done.stdout.strip().splitlines()[-1])
     for method in ("one-pass", "sequential"):
         assert_same(found[method], alone(model, method))
+        padded = bn.recalibrate(Net(), batches(mask=MASK), method=method)
+        assert_same(found[f"padded {method}"], {layer.name: layer for layer in padded.layers})
+    assert found["note"] == padded.notes[-1]
     assert "refuses an input" in found["error"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import batchnorm as bn
+from tests.api import padded
 
 nnx = pytest.importorskip("flax.nnx")
 jnp = pytest.importorskip("jax.numpy")
@@ -73,3 +74,34 @@ def test_errors_change_nothing():
         bn.recalibrate(model, np.zeros((4, 6), "f"))
     with bn.testing.assert_unchanged(model), pytest.raises(bn.ArgumentError, match="no sample"):
         bn.recalibrate(model, [])
+
+
+class Sequences(nnx.Module):
+    def __init__(self, rngs):
+        for number, wide in ((1, padded.FEATURES), (2, padded.WIDTH)):
+            dense = nnx.Linear(wide, padded.WIDTH, rngs=rngs)
+            dense.kernel[...] = jnp.asarray(padded.weights()[f"kernel{number}"])
+            dense.bias[...] = jnp.asarray(padded.weights()[f"bias{number}"])
+            setattr(self, f"dense{number}", dense)
+            setattr(self, f"bn{number}", nnx.BatchNorm(padded.WIDTH, epsilon=padded.EPSILON, rngs=rngs))
+
+    def __call__(self, x):
+        return self.bn2(self.dense2(nnx.relu(self.bn1(self.dense1(x)))))
+
+
+class Told(Sequences):
+    """The same, given the mask and handing it to its layers."""
+
+    def __call__(self, x, mask):
+        wide = mask[..., None]
+        return self.bn2(self.dense2(nnx.relu(self.bn1(self.dense1(x), mask=wide))), mask=wide)
+
+
+@pytest.mark.parametrize("method", ["one-pass", "sequential"])
+def test_padding_that_data_tell_of_is_left_out(method):
+    for kind, beside in ((Sequences, {"mask": padded.MASK}), (Sequences, {"lengths": padded.LENGTHS}),
+                         (Told, {"mask": padded.MASK})):  # fmt: skip
+        data = {"x": padded.sequences(), **beside}
+        found = bn.recalibrate(kind(nnx.Rngs(0)), data, method=method, batch_size=4)
+        padded.assert_by_hand(found, method, 4)
+        assert any(("the model takes itself" if kind is Told else "are left out") in note for note in found.notes)

@@ -102,6 +102,11 @@ class FleetRun:
         """See `LocalRun`."""
         return self._local.trace()
 
+    @property
+    def padded(self) -> frozenset[str] | None:
+        """See `LocalRun`."""
+        return self._local.padded
+
     def write(self, layer: str, new: Statistics) -> None:
         """See `LocalRun`."""
         self._local.write(layer, new)
@@ -109,7 +114,7 @@ class FleetRun:
 
     def __call__(self, layers: Collection[str], number: int, round: int) -> dict[str, Accumulator]:
         """See `Pass`."""
-        held = self._ray.put((dict(self._statistics), frozenset(layers), self._training))
+        held = self._ray.put((dict(self._statistics), frozenset(layers), self._training, self.padded))
         found: dict[int, dict[str, Accumulator]] = {}
         waiting: dict[Any, int] = {}
         for part in self._parts():
@@ -192,10 +197,10 @@ def task(token: str, source: Sequence[Any], held: Sequence[Any], part: list[tupl
             _close()
             _BENCHES[token] = _opened(ray.get(source[0]))
         bench = _BENCHES[token][0]
-        statistics, layers, training = ray.get(held[0])
+        statistics, layers, training, padded = ray.get(held[0])
         for name, pair in statistics.items():
             bench.write(name, *pair)
-        return [(place, measured(bench, batch, layers, training)) for place, batch in part]
+        return [(place, measured(bench, batch, layers, training, padded)) for place, batch in part]
     except BatchnormError as error:
         return str(error)
 

@@ -11,11 +11,14 @@ import numpy as np
 
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Trace
+from batchnorm.core.padding import LeftOut, Told
+from batchnorm.core.plan import plan
 from batchnorm.core.record import LayerRecord
-from batchnorm.engines.calls import of_channels
+from batchnorm.engines.calls import not_along, of_channels
+from batchnorm.errors import ArgumentError
 from batchnorm.kernels.on_arrays import moments
 
-__all__ = ["LayerBench", "commit"]
+__all__ = ["LayerBench", "as_one_array", "commit"]
 
 HISTORY = ("remaining", "updates")
 STATISTICS = ("moving_mean", "moving_variance")
@@ -39,24 +42,36 @@ class LayerBench:
         finally:
             self._twin.set_weights(kept)
 
-    def trace(self, batch: Any) -> Trace:
+    def trace(self, batch: Any, told: Told | None = None) -> Trace:
         """See `Bench`."""
         start = time.perf_counter()
-        self._twin.predict(np.asarray(batch))
-        name = self.records[0].name
-        return Trace((name,), {name: frozenset()}, {name: 0.0}, True, time.perf_counter() - start)
+        x = as_one_array(batch)
+        self._twin.predict(x)
+        name, seconds = self.records[0].name, time.perf_counter() - start
+        lies = [] if told is None or told.at(self._positions(x)) is None else [name]
+        return Trace(
+            (name,), {name: frozenset()}, {name: 0.0}, True, seconds, None if told is None else frozenset(lies)
+        )
 
-    def measure(self, batch: Any, layers: Collection[str], training: Collection[str] = ()) -> dict[str, Accumulator]:
+    def measure(
+        self,
+        batch: Any,
+        layers: Collection[str],
+        training: Collection[str] = (),
+        left_out: LeftOut | None = None,
+    ) -> dict[str, Accumulator]:
         """See `Bench`."""
         name = self.records[0].name
-        return {name: self._moments(np.asarray(batch))} if name in layers else {}
+        return {name: self._moments(as_one_array(batch), left_out)} if name in layers else {}
 
-    def outputs(self, batch: Any, training: Collection[str] = ()) -> Any:
+    def outputs(self, batch: Any, training: Collection[str] = (), left_out: LeftOut | None = None) -> Any:
         """See `Bench`."""
-        x = np.asarray(batch)
+        x = as_one_array(batch)
         if self.records[0].name not in training or not x.size:
             return self._twin.predict(x)
-        found, kept = self._moments(x), self._twin.get_weights()
+        found, kept = self._moments(x, left_out), self._twin.get_weights()
+        if not found.count:
+            return self._twin.predict(x)
         try:
             self.write(self.records[0].name, found.mean, found.variance(0))
             return self._twin.predict(x)
@@ -67,11 +82,39 @@ class LayerBench:
         """See `Bench`."""
         write(self._twin, mean, variance)
 
-    def _moments(self, x: Any) -> Accumulator:
+    def _positions(self, x: Any) -> tuple[int, ...]:
+        return tuple(int(x.shape[axis]) for axis in plan(x.shape, self.records[0].axis).reduced)
+
+    def _data(self, x: Any, left_out: LeftOut | None) -> Any:
+        """Which positions hold data; None is all."""
         record = self.records[0]
-        if not x.size:
+        if left_out is None or record.name not in left_out.layers:
+            return None
+        found = left_out.told.at(self._positions(x))
+        if found is None:
+            raise not_along(record.name, x.shape)
+        return found
+
+    def _moments(self, x: Any, left_out: LeftOut | None) -> Accumulator:
+        record = self.records[0]
+        data = self._data(x, left_out) if x.size else None
+        if not x.size or (data is not None and not data.any()):
             return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
-        return of_channels(record, moments(x, record.axis))
+        return of_channels(record, moments(x, record.axis, mask=data))
+
+
+def as_one_array(batch: Any) -> Any:
+    """The input of a layer.
+
+    Raises
+    ------
+    ArgumentError
+        Named arrays.
+    """
+    if isinstance(batch, dict):
+        names = ", ".join(map(repr, cast("dict[str, Any]", batch)))
+        raise ArgumentError(f"a layer takes one array, without a name; got {names}.")
+    return np.asarray(batch)
 
 
 def write(layer: Any, mean: Any, variance: Any) -> None:

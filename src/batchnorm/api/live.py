@@ -14,7 +14,7 @@ from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, Refused
 
-from .layer_bench import LayerBench, commit
+from .layer_bench import LayerBench, as_one_array, commit
 
 __all__ = ["from_live", "load_weights"]
 
@@ -100,7 +100,7 @@ class LayerModel:
 
     def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Capture]:
         """Output in inference mode; the layer's own input and output if it is named."""
-        given = np.asarray(x)
+        given = as_one_array(x)
         y = self.layer.predict(given)  # a call would replace what the layer's own backward needs
         return y, {name: [(given, y)] for name in capture if name == self.path}
 

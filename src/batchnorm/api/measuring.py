@@ -23,7 +23,7 @@ from batchnorm.errors import ArgumentError, BatchnormError
 from .batches import Batch, Batches
 from .findings import Accuracy
 from .labels import floats, hits
-from .padding import told, without_padding
+from .padding import Apart, told
 
 __all__ = ["Run", "ordered", "run_on"]
 
@@ -60,7 +60,7 @@ def run_on(model: Model, batches: Batches, batched: bool, *, labelled: bool = Fa
     score, kept, samples, number = _Score(model), _Kept(), 0, 0
     called: dict[str, None] = {}
     with score:
-        for batch in without_padding(model, batches, "check"):
+        for batch in map(Apart(model.run, "check"), batches):
             outputs, captured = model.run(batch.inputs, capture=list(streams))
             padding, masks = told(batch, captured), getattr(captured, "masks", {})
             called: dict[str, None] = called or getattr(captured, "order", {})

@@ -11,23 +11,32 @@ from batchnorm.core.calibration import Bench
 from batchnorm.errors import BatchnormError
 
 from .labels import floats, hits
+from .padding import left_out
 from .passes import Gather, alone, shared
 from .streams import Batch
 
 __all__ = ["accuracy", "gap"]
 
 
-def gap(bench: Bench, batches: Sequence[Batch], training: Collection[str], gather: Gather) -> float | None:
+def gap(
+    bench: Bench,
+    batches: Sequence[Batch],
+    training: Collection[str],
+    gather: Gather,
+    padded: Collection[str] | None = None,
+) -> float | None:
     """How far outputs in inference mode lie from those in training mode, over their spread in training mode.
 
     ``sqrt(sum((inference - training)^2) / sum((training - mean(training))^2))`` over all floating-point outputs, the
-    mean over the samples; None where there is nothing to compare.
+    mean over the samples; None where there is nothing to compare. Training mode is that of layers which leave out the
+    padding that the data tell of, where it lies along their inputs (``padded``).
     """
     apart = spread = 0.0
     for batch in batches:
         if batch.samples < 2:
             continue
-        pair = zip(*(floats(bench.outputs(batch.inputs, names)) for names in ((), training)), strict=True)
+        out = left_out(batch, padded)
+        pair = zip(*(floats(bench.outputs(batch.inputs, names, out)) for names in ((), training)), strict=True)
         for inference, trained in pair:
             if inference.shape == trained.shape:
                 apart += float(np.sum((inference - trained) ** 2))

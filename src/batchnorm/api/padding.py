@@ -3,51 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batchnorm.analysis.rules.padding import Told
-from batchnorm.core.protocols import Masked, Model
+from batchnorm.core.padding import LeftOut, Told
+from batchnorm.core.protocols import Masked
 from batchnorm.errors import ArgumentError
 
 from .batches import Batch, leaves
 
-__all__ = ["told", "without_padding"]
+__all__ = ["Apart", "left_out", "notes", "told"]
 
 MASK, LENGTHS = "mask", "lengths"
+MOST_NAMED = 5
 
 
-def without_padding(model: Model, batches: Iterable[Batch], who: str) -> Iterator[Batch]:
-    """The batches with ``mask`` and ``lengths`` taken out of the inputs, where the model has no inputs of these names.
+class Apart:
+    """Takes ``mask`` and ``lengths`` out of a batch's inputs, where the model has no inputs of these names.
 
     ``mask``: one row a sample, 1 where there is data; ``lengths``: how many positions of each sample are data. What is
     left is fed as it is, or, if that is a single array, without its name.
+
+    Parameters
+    ----------
+    run : callable
+        Runs the model on inputs; raises `ArgumentError` where it has none of such a name.
+    who : str
+        Beginning of the messages.
+
+    Attributes
+    ----------
+    taken : bool or None
+        Whether the model takes them itself; None while no batch held any.
 
     Raises
     ------
     ArgumentError
         Both of them; another number of samples; a mask that is not 0 and 1; a length that no sequence has.
     """
-    taken: bool | None = None
-    for batch in batches:
+
+    def __init__(self, run: Callable[[Any], Any], who: str) -> None:
+        self._run = run
+        self._who = who
+        self.taken: bool | None = None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch, what it tells of padding beside its inputs."""
         inputs: Any = batch.inputs
-        if isinstance(inputs, dict) and (MASK in inputs or LENGTHS in inputs):
-            taken = _takes(model, inputs) if taken is None else taken
-            yield batch if taken else _taken_out(batch, who)
-        else:
-            yield batch
+        if not isinstance(inputs, dict) or not (MASK in inputs or LENGTHS in inputs):
+            return batch
+        self.taken = self._takes(inputs) if self.taken is None else self.taken
+        return batch if self.taken else _taken_out(batch, self._who)
 
-
-def _takes(model: Model, inputs: Any) -> bool:
-    """Whether the model itself has inputs of these names: engines refuse a name that they do not know."""
-    try:
-        model.run(inputs)
-    except ArgumentError:
-        return False
-    return True
+    def _takes(self, inputs: Any) -> bool:
+        """Whether the model itself has inputs of these names: engines refuse a name that they do not know."""
+        try:
+            self._run(inputs)
+        except ArgumentError:
+            return False
+        return True
 
 
 def _taken_out(batch: Batch, who: str) -> Batch:
@@ -84,10 +101,43 @@ def _lengths(values: NDArray[Any], longest: int, who: str) -> NDArray[np.intp]:
     return values.astype(np.intp)
 
 
-def told(batch: Batch, captured: Any) -> Told | None:
+def told(batch: Batch, captured: Any = None) -> Told | None:
     """What is known of the padding in a batch: from the data, or else from the masks of the model itself."""
     if batch.padding is not None:
         return Told(batch.padding, tuple(extent for array in leaves(batch.inputs) for extent in array.shape[1:]))
     if isinstance(captured, Masked) and captured.padding is not None:
         return Told(captured.padding, source="model")
     return None
+
+
+def left_out(batch: Batch, padded: Collection[str] | None, who: str = "recalibrate") -> LeftOut | None:
+    """What is left out of the statistics of a batch; ``padded`` are the layers along whose inputs padding lies.
+
+    Raises
+    ------
+    ArgumentError
+        This batch tells of padding and the first did not, or the other way round: together they are neither.
+    """
+    known = told(batch)
+    if (known is None) != (padded is None):
+        raise ArgumentError(
+            f"{who}: data hold mask or lengths in some batches and not in others (the one from sample {batch.start} on"
+            f"{' has none' if known is None else ', and not the first'}). Give them with every batch, or with none."
+        )
+    return None if known is None or padded is None else LeftOut(known, frozenset(padded))
+
+
+def notes(taken: bool | None, padded: Collection[str] | None, measured: Collection[str]) -> tuple[str, ...]:
+    """What became of the padding that data tell of, for the report on the layers ``measured``."""
+    if taken:
+        return ("data hold mask or lengths, which the model takes itself: it tells its layers what they count.",)
+    if padded is None:
+        return ()
+    outside = [name for name in measured if name not in padded]
+    if not outside:
+        return ("Padded positions, as data tell, are left out of the statistics.",)
+    more = f" and {len(outside) - MOST_NAMED} more" if len(outside) > MOST_NAMED else ""
+    return (
+        f"The padding that data tell of does not lie along the input of {', '.join(outside[:MOST_NAMED])}{more}, where "
+        f"all is counted{'.' if len(outside) == len(measured) else '; elsewhere it is left out of the statistics.'}",
+    )

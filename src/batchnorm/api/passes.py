@@ -6,7 +6,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,9 @@ from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Bench, Trace
 from batchnorm.errors import ArgumentError, BatchnormError, Refused
 
+from .batches import leaves
 from .checkpoints import Checkpoint
+from .padding import left_out, told
 from .streams import Batch, Stream
 
 __all__ = ["Gather", "LocalRun", "Step", "alone", "checkpoint_of", "digest", "measured"]
@@ -32,9 +34,18 @@ def alone(value: Any) -> list[Any]:
     return [value]
 
 
-def measured(bench: Bench, batch: Batch, layers: Collection[str], training: Collection[str]) -> Moments | None:
-    """Moments of one batch; None where training mode cannot normalise with it, as it has one element a channel."""
-    found = bench.measure(batch.inputs, layers, training)
+def measured(
+    bench: Bench,
+    batch: Batch,
+    layers: Collection[str],
+    training: Collection[str],
+    padded: Collection[str] | None = None,
+) -> Moments | None:
+    """Moments of one batch, without the padding that lies along the inputs of the layers ``padded``.
+
+    None where training mode cannot normalise with it, as it has one element a channel.
+    """
+    found = bench.measure(batch.inputs, layers, training, left_out(batch, padded))
     if training and any(np.any(np.less(each.count, LEAST)) and np.any(each.count) for each in found.values()):
         return None
     return found
@@ -59,6 +70,7 @@ class LocalRun:
         self._gather = gather
         self._training = frozenset(training)
         self.left_out = 0
+        self.padded: frozenset[str] | None = None
 
     def __call__(self, layers: Collection[str], number: int, round: int) -> Moments:
         """See `Pass`."""
@@ -80,7 +92,7 @@ class LocalRun:
         own, failure = None, None
         try:
             head = self._stream.head()
-            own = self._bench.trace(head[0].inputs) if head else None
+            own = self._bench.trace(head[0].inputs, told(head[0])) if head else None
         except BatchnormError as error:
             if self._gather is alone:
                 raise
@@ -88,13 +100,14 @@ class LocalRun:
         found = [each for each in shared(self._gather, own, failure) if each is not None]
         if not found:
             raise Refused("recalibrate: no rank has any data.")
+        self.padded = found[0].padded
         return found[0]
 
     def _here(self, layers: frozenset[str], number: int, round: int) -> Moments:
         found, start = self._checkpoint.partial(number, round)
         for place, batch in enumerate(self._stream):
             if place >= start:
-                new = measured(self._bench, batch, layers, self._training)
+                new = measured(self._bench, batch, layers, self._training, self.padded)
                 if new is None:
                     self.left_out += batch.samples
                 else:
@@ -135,10 +148,7 @@ def digest(stream: Stream) -> str:
     """The first batches in one number: data in another order are other data to a run that goes on in the middle."""
     found = hashlib.sha256()
     for batch in stream.head():
-        inputs: Any = batch.inputs
-        if isinstance(inputs, dict):
-            inputs = list(cast("dict[str, Any]", inputs).values())
-        for array in cast("list[Any]", inputs) if isinstance(inputs, list) else [inputs]:
+        for array in (*leaves(batch.inputs), *([] if batch.padding is None else [batch.padding])):
             found.update(f"{array.dtype} {array.shape}".encode())
             found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()

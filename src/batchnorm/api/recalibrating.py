@@ -60,7 +60,8 @@ def recalibrate(
         ``nnx.Module`` or `BatchNormalization`, which is changed in place, or, with ``out``, left as it is and written
         there.
     data : array, dict of arrays, iterable of batches, or function that returns one
-        A batch is an array, a dict of named inputs, or a tuple ``(x, labels)``.
+        A batch is an array, a dict of named inputs, or a tuple ``(x, labels)``. Named inputs ``mask`` (1 where there is
+        data, one row a sample) or ``lengths`` that are none of the model's tell of padding, which is not counted.
     method : {"one-pass", "sequential"}
         See above. Sequential runs the data once for each level of layers that do not feed each other, and stops at the
         layers it measures.
@@ -110,7 +111,9 @@ def recalibrate(
     Notes
     -----
     Moments are computed by the corrected two-pass in the engine and merged in float64. Dropout and other noise are
-    off, frozen layers stay as they are, masks are respected, and the stored variance has the divisor of the format.
+    off, frozen layers stay as they are, and the stored variance has the divisor of the format. What a layer's own mask
+    leaves out is not counted, nor is padding that the data tell of, where it lies along the layer's input (BN406); in
+    training mode the batch is then normalised with what is left. ``.notes`` names the layers where it does not.
     Whatever goes wrong, and Ctrl-C, leave model and files as they were.
 
     Examples

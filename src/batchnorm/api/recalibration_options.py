@@ -47,4 +47,5 @@ class Outcome:
     accuracy: Sides | None = None
     notes: tuple[str, ...] = ()
     nothing: Mapping[str, str] = field(default_factory=dict[str, str])
+    padded: frozenset[str] | None = None  # layers without the padding that data tell of; None where they tell of none
     finish: Callable[[], None] = lambda: None  # told once the result is where it belongs

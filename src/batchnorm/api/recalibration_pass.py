@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from batchnorm.analysis import recalibration
@@ -15,8 +16,9 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.engines.randomness import random_state_kept
 from batchnorm.errors import ArgumentError, Refused
 
-from . import outcome
+from . import outcome, padding
 from .checkpoints import Checkpoint, identity
+from .padding import Apart
 from .passes import Gather, LocalRun, alone, checkpoint_of, digest
 from .recalibrated import Sides
 from .recalibration_options import COUNTER_NOTE, Options, Outcome
@@ -40,13 +42,16 @@ def _measured(given: Any, read: Any, records: Sequence[LayerRecord], stream: Str
     bench: Bench = make()
     names = {record.name for record in records}
     trainable = {record.name for record in bench.records if record.mode != "frozen"} - set(read.untouched)
+    apart = Apart(bench.outputs, "recalibrate")
     with bench.session():
+        stream.taken_apart(apart)
 
         def key() -> str:
             return identity(read, options.method, options.batch_size, stream.samples, sorted(names), digest(stream))
 
         checkpoint = checkpoint_of(options.checkpoint, key, gather)
-        return _Work(given, bench, stream, options, gather, checkpoint).outcome(names, trainable)
+        found = _Work(given, bench, stream, options, gather, checkpoint).outcome(names, trainable)
+        return replace(found, notes=(*found.notes, *padding.notes(apart.taken, found.padded, tuple(found.found))))
 
 
 def _gather(options: Options) -> Gather:
@@ -79,11 +84,11 @@ class _Work:
             reached = [name for name in trace.order if name in names]
             if not reached:
                 raise Refused(f"recalibrate: this data reaches none of the layers: {', '.join(sorted(names)[:5])}.")
-            before = self._looked(trainable)
+            before = self._looked(trainable, run.padded)
             found, passes, forwards = self._found(run, trace, reached)
         for name, each in found.items():
             self.bench.write(name, each.mean, each.variance)
-        after = self._looked(trainable)
+        after = self._looked(trainable, run.padded)
         return Outcome(
             found,
             unreached=names - set(reached),
@@ -93,6 +98,7 @@ class _Work:
             gap=_sides(before[0], after[0]),
             accuracy=_sides(before[1], after[1]),
             notes=self._notes(found, run.left_out),
+            padded=run.padded,
             finish=self.checkpoint.finish,
         )
 
@@ -154,9 +160,9 @@ class _Work:
             None if self.stream.samples is None else self.stream.samples * len(levels),
         )
 
-    def _looked(self, trainable: set[str]) -> tuple[float | None, float | None]:
+    def _looked(self, trainable: set[str], padded: frozenset[str] | None) -> tuple[float | None, float | None]:
         head = self.stream.head()
-        gap = outcome.gap(self.bench, head, trainable, self.gather)
+        gap = outcome.gap(self.bench, head, trainable, self.gather, padded)
         labelled = any(self.gather(bool(head) and head[0].labels is not None))
         if not labelled:
             return gap, None

@@ -21,7 +21,9 @@ from batchnorm.core.output import replacing
 from batchnorm.engines.randomness import random_state_kept
 from batchnorm.errors import ArgumentError
 
+from . import padding
 from .checkpoints import Checkpoint, identity, moments_document, read_moments
+from .padding import Apart
 from .passes import LocalRun
 from .progress import Progress, Silent
 from .recalibrated import Recalibration
@@ -45,6 +47,8 @@ class Shard:
     levels: int
     samples: int
     moments: dict[str, Accumulator]
+    padded: frozenset[str] | None = None
+    """The layers whose padding was left out; None where the data tell of none."""
 
 
 def collect(
@@ -107,7 +111,9 @@ def _collected(read: Any, stream: Stream, names: set[str], method: str, level: i
     stream.head()
     bench: Bench = unrun(read)()
     key = identity(read)
+    apart = Apart(bench.outputs, "collect")
     with bench.session():
+        stream.taken_apart(apart)
         training = frozenset(names) if method == "one-pass" else frozenset[str]()
         run = LocalRun(bench, stream, told.step, Checkpoint(None, key), training=training)
         trace = run.trace()
@@ -123,7 +129,8 @@ def _collected(read: Any, stream: Stream, names: set[str], method: str, level: i
             raise ArgumentError(f"collect: --level must be between 1 and {len(levels)}; got {level}.")
         told.begin(f"collect: level {level} of {len(levels)}, {len(levels[level - 1])} layers.", stream.samples)
         moments = run(levels[level - 1], level - 1, 0)
-    return Shard(key, method, level, len(levels), stream.samples or 0, moments)
+    padded = None if run.padded is None else run.padded & frozenset(moments)
+    return Shard(key, method, level, len(levels), stream.samples or 0, moments, padded)
 
 
 def merge(
@@ -169,6 +176,7 @@ def merge(
     notes: tuple[str, ...] = ()
     if first.level < first.levels:
         notes = (f"Level {first.level} of {first.levels}: collect --level {first.level + 1} from this model next.",)
+    notes += padding.notes(None, first.padded, tuple(found))
     reasons = {record.name: "not in the shards" for record in read.layers if record.name not in found}
     done = Outcome(found, passes=1, forwards=1.0, samples=sum(each.samples for each in parts), notes=notes)
     return result(model, read, done, reasons, out, "merge")
@@ -176,7 +184,8 @@ def merge(
 
 def _document(shard: Shard) -> dict[str, Any]:
     held = {name: getattr(shard, name) for name in ("key", "method", "level", "levels", "samples")}
-    return {"schema": SCHEMA, **held, "moments": moments_document(shard.moments)}
+    padded = None if shard.padded is None else sorted(shard.padded)
+    return {"schema": SCHEMA, **held, "padded": padded, "moments": moments_document(shard.moments)}
 
 
 def _read_all(shards: Sequence[str | os.PathLike[str]]) -> list[Shard]:
@@ -196,6 +205,11 @@ def _read_all(shards: Sequence[str | os.PathLike[str]]) -> list[Shard]:
         parts.append(part)
         if _kind(part) != _kind(parts[0]):
             raise ArgumentError(f"merge: {place} is of another model, method or level than {places[0]}.")
+        if part.padded != parts[0].padded:
+            raise ArgumentError(
+                f"merge: {place} and {places[0]} leave padding out of other layers. Give mask or lengths with every "
+                "part of the data, or with none, and pad all to one length."
+            )
     return parts
 
 
@@ -223,7 +237,9 @@ def _read(path: Path) -> Shard:
             raise ValueError(held["schema"])
         moments = read_moments(held["moments"])
         level, levels, samples = (int(held[name]) for name in ("level", "levels", "samples"))
-        return Shard(str(held["key"]), str(held["method"]), level, levels, samples, moments)
+        padded = held.get("padded")
+        known = None if padded is None else frozenset(str(name) for name in padded)
+        return Shard(str(held["key"]), str(held["method"]), level, levels, samples, moments, known)
     except OSError as error:
         raise ArgumentError(f"merge: {path} cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from batchnorm.errors import ArgumentError
@@ -66,8 +66,13 @@ class Stream:
         self.batches: int | None = self._source.batches
         self.samples: int | None = self._source.samples
         self.is_once = self._source.is_once
+        self._apart: Callable[[Batch], Batch] | None = None
         self._first: list[Batch] = []
         self._started = False
+
+    def taken_apart(self, apart: Callable[[Batch], Batch]) -> None:
+        """From now on give every batch as ``apart`` makes it."""
+        self._apart = apart
 
     def head(self) -> list[Batch]:
         """The first batches.
@@ -82,9 +87,15 @@ class Stream:
             self._first = list(itertools.islice(source, HEAD))
             if self.is_once:
                 self._rest = source
-        return self._first
+        return list(self._made(iter(self._first)))
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._made(self._all())
+
+    def _made(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return batches if self._apart is None else map(self._apart, batches)
+
+    def _all(self) -> Iterator[Batch]:
         if not self.is_once:
             return self._checked()
         if self._started:
@@ -92,9 +103,9 @@ class Stream:
                 f"{self._who}: data is an iterator, which can be run through once. Give a list, a data loader, or a "
                 "function that returns a new iterator."
             )
-        first = self.head()
+        self.head()
         self._started = True
-        return itertools.chain(first, self._rest)
+        return itertools.chain(self._first, self._rest)
 
     def _checked(self) -> Iterator[Batch]:
         number = samples = 0

@@ -13,11 +13,12 @@ from .options import MODEL_HELP, model_options, not_over, output_options, show, 
 from .program import CLEAN, FINDINGS, program
 
 DATA_HELP = ".npy, .npz, or package.module:name, an iterable of batches: arrays, tuples (x, labels), dicts of inputs."
+PADDING_HELP = "Named inputs mask (1 where there is data) or lengths tell of padding, which is not counted."
 
 
 @program.command("recalibrate", epilog=MODEL_HELP)
 @model_options
-@click.option("--data", metavar="FILE", help=f"Training data: {DATA_HELP}")
+@click.option("--data", metavar="FILE", help=f"Training data: {DATA_HELP} {PADDING_HELP}")
 @click.option("--labels", metavar="FILE.npy", help="One a sample: the accuracy before and after.")
 @click.option("--batch-size", type=int, default=128, show_default=True, help="Of batches cut from an array.")
 @click.option(
@@ -101,7 +102,7 @@ def _names(given: Sequence[str]) -> list[str]:
 
 @program.command("collect", epilog=MODEL_HELP)
 @model_options
-@click.option("--data", metavar="PART", required=True, help=f"This machine's part of the training data: {DATA_HELP}")
+@click.option("--data", metavar="PART", required=True, help="This machine's part of the data, as in recalibrate.")
 @click.option("--batch-size", type=int, default=128, show_default=True, help="Of batches cut from an array.")
 @click.option("--method", type=click.Choice(["one-pass", "sequential"]), default="one-pass", help="As in recalibrate.")
 @click.option("--level", type=int, default=1, show_default=True, help="With sequential: which level of layers.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .accumulator import Accumulator
+from .padding import LeftOut, Told
 from .record import LayerRecord
 
 __all__ = ["Bench", "Trace"]
@@ -29,6 +30,9 @@ class Trace:
         Whether every layer is called once; a pass can then stop at the layer it measures.
     seconds : float
         Of one forward of a whole batch.
+    padded : frozenset of str, optional
+        The layers along whose inputs the padding lies that the data tell of, or that are given a mask by the model;
+        None where the data tell of none.
     """
 
     order: tuple[str, ...]
@@ -36,6 +40,7 @@ class Trace:
     reached: Mapping[str, float] = field(default_factory=dict[str, float])
     once: bool = True
     seconds: float = 0.0
+    padded: frozenset[str] | None = None
 
 
 class Bench(Protocol):
@@ -54,20 +59,27 @@ class Bench(Protocol):
         """Inference mode, noise off; on leaving, everything is as before to the bit."""
         ...
 
-    def trace(self, batch: Any) -> Trace:
-        """Run one batch to learn the data's way."""
+    def trace(self, batch: Any, told: Told | None = None) -> Trace:
+        """Run one batch to learn the data's way, and where the padding lies that is told of."""
         ...
 
-    def measure(self, batch: Any, layers: Collection[str], training: Collection[str] = ()) -> dict[str, Accumulator]:
+    def measure(
+        self,
+        batch: Any,
+        layers: Collection[str],
+        training: Collection[str] = (),
+        left_out: LeftOut | None = None,
+    ) -> dict[str, Accumulator]:
         """Moments of what each of ``layers`` gets, over all its calls, channels flattened in C order.
 
         Layers in ``training`` normalise with the moments of the batch (divisor count), all others with what they hold.
-        A layer that is not called is left out.
+        A layer that is not called is left out. Padding that is ``left_out`` takes no part in any moments; a layer that
+        the model itself gives a mask keeps to that.
         """
         ...
 
-    def outputs(self, batch: Any, training: Collection[str] = ()) -> Any:
-        """The model's outputs as arrays, in their structure; ``training`` as in `measure`."""
+    def outputs(self, batch: Any, training: Collection[str] = (), left_out: LeftOut | None = None) -> Any:
+        """The model's outputs as arrays, in their structure; ``training`` and ``left_out`` as in `measure`."""
         ...
 
     def write(self, layer: str, mean: Any, variance: Any) -> None:

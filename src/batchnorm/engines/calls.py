@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from batchnorm.core import equations, ops
 from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.padding import Told
 from batchnorm.core.plan import Plan, mask_shape, plan
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused
 from batchnorm.kernels.on_arrays import TINY, compiled_moments
 
-__all__ = ["Call", "Visit", "of_channels", "require_finite"]
+__all__ = ["Call", "Visit", "not_along", "of_channels", "require_finite"]
 
 Array = NDArray[Any]
 
@@ -51,6 +52,27 @@ class Call(ABC):
         self.record = record
         self.x = x
         self.mask = mask
+        self._data: Array | None = None
+
+    def lies_along(self, told: Told) -> bool:
+        """Whether it is known which positions of its input hold data: from its own mask, or as the data tell."""
+        return self.mask is not None or self._at(told) is not None
+
+    def leave_out(self, told: Told) -> None:
+        """Count only the positions that hold data, where its own mask does not tell.
+
+        Raises
+        ------
+        Refused
+            They do not lie along its input.
+        """
+        self._data = None if self.mask is not None else self._at(told)
+        if self.mask is None and self._data is None:
+            raise not_along(self.name, tuple(self.x.shape))
+
+    def _at(self, told: Told) -> Array | None:
+        how = plan(tuple(self.x.shape), self.record.axis, f"recalibrate: {self.name}")
+        return told.at(tuple(int(self.x.shape[axis]) for axis in how.reduced))
 
     @abstractmethod
     def _namespace(self) -> Any:
@@ -84,7 +106,7 @@ class Call(ABC):
         how = plan(tuple(self.x.shape), self.record.axis, who)
         if how.count == 0 or 0 in how.channel_shape:
             return self._nothing()
-        counted = None if self.mask is None else self._counted(how, who)
+        counted = self._counted(how, who)
         if counted is not None and not counted.any():
             return self._nothing()
         found = self._by_kernels(how, counted)
@@ -101,9 +123,11 @@ class Call(ABC):
     def _nothing(self) -> Accumulator:
         return Accumulator(0, np.zeros(self.record.channels), np.zeros(self.record.channels))
 
-    def _counted(self, how: Plan, who: str) -> Array:
-        """The mask at the input's rank, whole on the reduced axes and of length 1 on the channel axes."""
-        mask = np.asarray(self._array(self.mask), bool)
+    def _counted(self, how: Plan, who: str) -> Array | None:
+        """What counts, at the input's rank: whole on the reduced axes, of length 1 on the channel axes; None is all."""
+        mask = self._data if self.mask is None else np.asarray(self._array(self.mask), bool)
+        if mask is None:
+            return None
         aligned, full = mask_shape(mask.shape, tuple(self.x.shape), how.kept, who)
         return np.broadcast_to(mask.reshape(aligned), full)
 
@@ -138,6 +162,15 @@ class Call(ABC):
 
 
 Visit = Callable[[Call], None]
+
+
+def not_along(name: str, shape: tuple[int, ...]) -> Refused:
+    """Padding that lies along a layer's input in one batch, and not in another."""
+    return Refused(
+        f"recalibrate: the padding that the data tell of lies along the input of {name} in the first batch, and not in "
+        f"one where that has shape {shape}. Pad all batches to a length that the strides before it divide, leave the "
+        "layer out with --skip, or take mask or lengths out of the data."
+    )
 
 
 def of_channels(record: LayerRecord, found: ops.Moments) -> Accumulator:

@@ -18,6 +18,7 @@ import numpy as np
 
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Trace
+from batchnorm.core.padding import LeftOut, Told
 from batchnorm.core.record import LayerRecord
 
 from .calls import Call, Visit
@@ -67,12 +68,19 @@ class Eager(ABC):
     def _arrays(self, outputs: Any) -> Any:
         return structured(outputs, self._array)
 
-    def measure(self, batch: Any, layers: Collection[str], training: Collection[str] = ()) -> dict[str, Accumulator]:
+    def measure(
+        self,
+        batch: Any,
+        layers: Collection[str],
+        training: Collection[str] = (),
+        left_out: LeftOut | None = None,
+    ) -> dict[str, Accumulator]:
         """See `Bench`."""
         found: dict[str, Accumulator] = {}
         last = len(set(layers)) if self._once else None
 
         def visit(call: Call) -> None:
+            _without(call, left_out)
             if call.name in layers:
                 is_last = last is not None and len({*found, call.name}) == last
                 if call.name not in training:
@@ -89,19 +97,20 @@ class Eager(ABC):
             self._run(batch, visit)
         return found
 
-    def outputs(self, batch: Any, training: Collection[str] = ()) -> Any:
+    def outputs(self, batch: Any, training: Collection[str] = (), left_out: LeftOut | None = None) -> Any:
         """See `Bench`."""
 
         def visit(call: Call) -> None:
             if call.name in training:
+                _without(call, left_out)
                 self._as_in_training(call)
 
         with self._restored(training):
             return self._arrays(self._run(batch, visit))
 
-    def trace(self, batch: Any) -> Trace:
+    def trace(self, batch: Any, told: Told | None = None) -> Trace:
         """See `Bench`."""
-        self._run(batch, lambda _: None)  # the first run compiles and allocates
+        along = self._along(batch, told)  # the first run compiles and allocates
         start, reached, calls = time.perf_counter(), dict[str, float](), list[str]()
 
         def visit(call: Call) -> None:
@@ -113,7 +122,18 @@ class Eager(ABC):
         order = tuple(dict.fromkeys(calls))
         self._once = len(order) == len(calls)
         shares = {name: min(at / seconds, 1.0) for name, at in reached.items()}
-        return Trace(order, self._feeds(few(batch), order), shares, self._once, seconds)
+        return Trace(order, self._feeds(few(batch), order), shares, self._once, seconds, along)
+
+    def _along(self, batch: Any, told: Told | None) -> frozenset[str] | None:
+        """The layers whose padding is known in all their calls."""
+        lies: dict[str, bool] = {}
+
+        def visit(call: Call) -> None:
+            if told is not None:
+                lies[call.name] = lies.get(call.name, True) and call.lies_along(told)
+
+        self._run(batch, visit)
+        return None if told is None else frozenset(name for name, all_calls in lies.items() if all_calls)
 
     def _feeds(self, batch: Any, order: tuple[str, ...]) -> dict[str, frozenset[str]]:
         clean = self._totals(batch)
@@ -171,3 +191,8 @@ def few(batch: Any) -> Any:
 
 def _everything_after(order: tuple[str, ...]) -> dict[str, frozenset[str]]:
     return {name: frozenset(order[number + 1 :]) for number, name in enumerate(order)}
+
+
+def _without(call: Call, left_out: LeftOut | None) -> None:
+    if left_out is not None and call.name in left_out.layers:
+        call.leave_out(left_out.told)

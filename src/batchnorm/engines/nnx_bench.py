@@ -149,7 +149,7 @@ class ArrayCall(Call):
     def _memory(self) -> NDArray[Any] | None:
         return memory_of_jax(self.x)
 
-    def _counted(self, how: Plan, who: str) -> NDArray[Any]:
+    def _counted(self, how: Plan, who: str) -> NDArray[Any] | None:
         try:
             return super()._counted(how, who)
         except ArgumentError:  # Flax' own masks broadcast to the input, channel by channel

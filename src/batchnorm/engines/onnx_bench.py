@@ -20,6 +20,7 @@ import numpy as np
 from batchnorm.core import equations
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Trace
+from batchnorm.core.padding import LeftOut, Told
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused, require
 
@@ -83,8 +84,9 @@ class OnnxBench:
             self._statistics = {}
             self._sessions.clear()
 
-    def trace(self, batch: Any) -> Trace:
+    def trace(self, batch: Any, told: Told | None = None) -> Trace:
         """See `Bench`."""
+        _require_no_padding(self._path, told)
         entries = [node.input[0] for nodes in self._calls.values() for node in nodes]
         found = self._run(batch, (), (), entries)
         self._ranks = {name: np.ndim(found[name]) for name in entries}
@@ -99,7 +101,13 @@ class OnnxBench:
         count = max(len(self._model.graph.node), 1)
         return Trace(order, self._feeds(), {name: last[name] / count for name in order}, True, seconds)
 
-    def measure(self, batch: Any, layers: Collection[str], training: Collection[str] = ()) -> dict[str, Accumulator]:
+    def measure(
+        self,
+        batch: Any,
+        layers: Collection[str],
+        training: Collection[str] = (),
+        left_out: LeftOut | None = None,
+    ) -> dict[str, Accumulator]:
         """See `Bench`."""
         found = self._run(batch, tuple(sorted(layers)), tuple(sorted(training)), ())
         measured: dict[str, Accumulator] = {}
@@ -115,7 +123,7 @@ class OnnxBench:
                 measured[name] = measured[name].merge(one) if name in measured else one
         return measured
 
-    def outputs(self, batch: Any, training: Collection[str] = ()) -> Any:
+    def outputs(self, batch: Any, training: Collection[str] = (), left_out: LeftOut | None = None) -> Any:
         """See `Bench`."""
         found = self._run(batch, (), tuple(sorted(training)), self._outputs)
         return [found[name] for name in self._outputs]
@@ -233,6 +241,15 @@ class OnnxBench:
                 sources |= {own}
             fed |= dict.fromkeys(node.output, sources)
         return _closed(found)
+
+
+def _require_no_padding(path: str, told: Told | None) -> None:
+    if told is not None:
+        raise Refused(
+            f"recalibrate: {path}: padding that data tell of (mask, lengths) cannot be left out of the statistics of "
+            "an .onnx graph. Recalibrate the model that it was exported from and export that, or take mask or lengths "
+            "out of the data, and padding is counted."
+        )
 
 
 def norm_nodes(model: Any) -> list[Any]:

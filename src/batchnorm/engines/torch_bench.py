@@ -123,7 +123,8 @@ class TensorCall(Call):
 
     def in_training(self) -> Accumulator:
         """See `Call`: PyTorch's own layers are computed by the kernels, output and moments in one pass."""
-        found = None if self._plain is None else normalized(self._torch, self.x, self._plain)
+        plain = self._plain if self._data is None else None  # the kernels' one pass normalises with all that it gets
+        found = None if plain is None else normalized(self._torch, self.x, plain)
         if found is None:
             return self.moments()
         self.output, batch = found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from batchnorm.analysis.rules.measured import Stream
-from batchnorm.analysis.rules.padding import Told
+from batchnorm.core.padding import Told
 from tests.analysis.rules.test_data import draw, found, layer
 
 CHANNELS, SAMPLES, POSITIONS = 8, 300, 20

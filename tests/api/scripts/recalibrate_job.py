@@ -10,6 +10,12 @@ from tests.api.test_recalibrate import images
 
 import batchnorm as bn
 
+
+def layers(found):
+    """Each layer's new statistics and count, as JSON holds them."""
+    return {each.name: [each.after.mean.tolist(), each.after.variance.tolist(), each.count] for each in found.layers}
+
+
 rank, world, meeting, method = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
@@ -24,9 +30,17 @@ if method == "broken":
         bn.recalibrate(model, mine if rank else [torch.zeros(4, 2, 8, 8)], process_group=dist.group.WORLD)
     except (bn.ArgumentError, bn.Refused) as error:
         print(json.dumps(str(error)))
+elif method == "padded":
+    from tests.api.padded import LENGTHS
+    from tests.api.test_recalibrate_padding import Net, batches
+
+    padded, found = batches(lengths=LENGTHS), {}
+    for each in ("one-pass", "sequential"):
+        mine = padded[3:] if rank else padded[:3]
+        found[each] = layers(bn.recalibrate(Net(), mine, method=each, process_group=dist.group.WORLD))
+    print(json.dumps(found))
 else:
     found = bn.recalibrate(model, mine, method=method, process_group=dist.group.WORLD)
-    layers = {each.name: [each.after.mean.tolist(), each.after.variance.tolist(), each.count] for each in found.layers}
-    print(json.dumps({"layers": layers, "gap": found.gap.after}))
+    print(json.dumps({"layers": layers(found), "gap": found.gap.after}))
 dist.barrier()  # none leaves while another still talks to it
 dist.destroy_process_group()

@@ -12,6 +12,9 @@ import numpy as np
 import batchnorm as bn
 from batchnorm.models.marker import ATTRIBUTE, KEY
 
+sys.path.insert(0, "")  # the repository's root
+import tests.api.padded as padded_net
+
 FOLDER = Path(sys.argv[1])
 EXACT = 1e-5  # standard deviations
 L = keras.layers
@@ -124,6 +127,30 @@ def masked():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(held.moving_variance), counted.var(0), rtol=1e-5)
 
 
+def padded():
+    """Padding that the data tell of, live and from a file; masks that the model makes or takes itself stay its own."""
+    held = padded_net.weights()
+    inputs = keras.Input((padded_net.POSITIONS, padded_net.FEATURES), name="sequence")
+    x = inputs
+    for number in (1, 2):
+        dense = L.Dense(padded_net.WIDTH, name=f"dense{number}")
+        x = L.BatchNormalization(name=f"bn{number}")(dense(x))
+        x = L.ReLU()(x) if number == 1 else x
+    model = keras.Model(inputs, L.BatchNormalization(name="top")(L.GlobalAveragePooling1D()(x)))
+    for number in (1, 2):
+        model.get_layer(f"dense{number}").set_weights([held[f"kernel{number}"], held[f"bias{number}"]])
+    model.save(FOLDER / "padded.keras")
+    whole = {"sequence": padded_net.sequences(), "lengths": padded_net.LENGTHS}
+    for method in ("one-pass", "sequential"):
+        found = bn.recalibrate(FOLDER / "padded.keras", whole, method=method, batch_size=4)
+        padded_net.assert_by_hand(found, method, 4)
+        assert any("input of top, where all is counted" in note for note in found.notes)
+    found = bn.recalibrate(model, {"x": whole["sequence"], "mask": padded_net.MASK}, method=method, batch_size=4)
+    padded_net.assert_by_hand(found, method, 4)
+    stored = keras.ops.convert_to_numpy(model.get_layer("bn2").moving_mean)
+    np.testing.assert_array_equal(stored, {each.name: each for each in found.layers}["bn2"].after.mean.astype("f4"))
+
+
 def named_inputs():
     left, right = keras.Input((3,), name="left"), keras.Input((3,), name="right")
     model = keras.Model([left, right], L.BatchNormalization()(L.Concatenate()([left, right])))
@@ -216,7 +243,7 @@ def ours():
     )
 
 
-CASES = (live, one_pass_is_training_mode, errors_change_nothing, masked, named_inputs, files, ours)
+CASES = (live, one_pass_is_training_mode, errors_change_nothing, masked, padded, named_inputs, files, ours)
 
 if __name__ == "__main__":
     for case in CASES if len(sys.argv) < 3 else [globals()[name] for name in sys.argv[2:]]:

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.padding import Told
 from batchnorm.core.plan import mask_shape
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
 from batchnorm.kernels.on_arrays import moments
 
-from .padding import Padding, PaddingSeen, Told
+from .padding import Padding, PaddingSeen
 
 __all__ = ["Measured", "Measurements", "Stream"]
 
