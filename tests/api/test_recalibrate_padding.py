@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,38 @@ def test_an_exported_program(method, tmp_path):
     assert_by_hand(found, method, 4, ddof=1)
     for record, layer in zip(bn.load(out).layers, found.layers, strict=True):
         np.testing.assert_array_equal(record.moving_mean, layer.after.mean.astype("f4"))
+
+
+def exported(path, **more):
+    pytest.importorskip("onnxruntime")
+    from tests.api.test_recalibrate_onnx import export
+
+    names = {"input_names": ["sequence"], "dynamic_axes": {"sequence": {0: "n", 1: "t"}}}
+    return export(Net().eval(), (torch.from_numpy(X[:2]),), path, **names, **more)
+
+
+@BOTH
+def test_an_onnx_graph(method, tmp_path):
+    path = exported(tmp_path / "net.onnx", opset_version=17)
+    for beside in ({"lengths": LENGTHS}, {"mask": MASK}):
+        found = bn.recalibrate(path, {"sequence": X, **beside}, method=method, batch_size=4)
+        renamed = [replace(layer, name=name) for layer, name in zip(found.layers, ("bn1", "bn2", "top"), strict=True)]
+        found = replace(found, layers=tuple(renamed))
+        assert_by_hand(found, method, 4, ddof=bn.load(path).layers[0].ddof)
+        assert found.layers[2].count == SAMPLES
+    longer = np.concatenate([X, np.full((SAMPLES, 3, X.shape[2]), 9, "f4")], 1)
+    both = [*batches(8, lengths=LENGTHS)[:2], *batches(8, longer, lengths=LENGTHS)[2:]]
+    spread, wanted = (bn.recalibrate(path, each, method=method) for each in (both, batches(8, lengths=LENGTHS)))
+    for one, other in zip(spread.layers[:2], wanted.layers[:2], strict=True):
+        assert one.count == other.count
+        # Sums over another number of elements, of which the same count: units of 6e-8 of activations of a few.
+        np.testing.assert_allclose(one.after.variance, other.after.variance, rtol=1e-6)
+
+
+def test_an_onnx_graph_that_is_too_old(tmp_path):
+    path = exported(tmp_path / "net.onnx", opset_version=10)
+    with pytest.raises(bn.Refused, match=r"of version 10, and leaving padding out takes 11 or newer"):
+        bn.recalibrate(path, {"sequence": X, "mask": MASK})
 
 
 @BOTH

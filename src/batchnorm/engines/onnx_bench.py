@@ -13,9 +13,11 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batchnorm.core import equations
 from batchnorm.core.accumulator import Accumulator
@@ -24,6 +26,7 @@ from batchnorm.core.padding import LeftOut, Told
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused, require
 
+from .onnx_masks import Shapes, along, counted, empty, masks_of, require_masks
 from .onnx_namespace import OLDEST, Builder
 from .onnxruntime import ERRORS_ONLY, EXTERNAL, PURPOSE, WAY_OUT, input_of
 from .session import feed, refused
@@ -70,6 +73,7 @@ class OnnxBench:
         self._calls = {name: [nodes[output] for output in outputs] for name, outputs in calls.items()}
         self._outputs = [output.name for output in self._model.graph.output]
         self._ranks: dict[str, int] = {}
+        self._seen: dict[Any, Shapes] = {}
         self._statistics: dict[str, tuple[Any, Any]] = {}
         self._sessions: dict[Any, Any] = {}
         self._inputs: list[Any] = []
@@ -86,7 +90,7 @@ class OnnxBench:
 
     def trace(self, batch: Any, told: Told | None = None) -> Trace:
         """See `Bench`."""
-        _require_no_padding(self._path, told)
+        require_masks(self._path, self._opset, told)
         entries = [node.input[0] for nodes in self._calls.values() for node in nodes]
         found = self._run(batch, (), (), entries)
         self._ranks = {name: np.ndim(found[name]) for name in entries}
@@ -99,7 +103,8 @@ class OnnxBench:
         first = {name: min(places[node.output[0]] for node in nodes) for name, nodes in self._calls.items()}
         order = tuple(sorted(first, key=lambda name: first[name]))
         count = max(len(self._model.graph.node), 1)
-        return Trace(order, self._feeds(), {name: last[name] / count for name in order}, True, seconds)
+        padded = along(told, self._shapes(batch))
+        return Trace(order, self._feeds(), {name: last[name] / count for name in order}, True, seconds, padded)
 
     def measure(
         self,
@@ -109,7 +114,8 @@ class OnnxBench:
         left_out: LeftOut | None = None,
     ) -> dict[str, Accumulator]:
         """See `Bench`."""
-        found = self._run(batch, tuple(sorted(layers)), tuple(sorted(training)), ())
+        masks = self._masks(batch, left_out, {*layers, *training})
+        found = self._run(batch, tuple(sorted(layers)), tuple(sorted({*training} - empty(masks))), (), masks)
         measured: dict[str, Accumulator] = {}
         for name in layers:
             for call in range(len(self._calls[name])):
@@ -125,20 +131,46 @@ class OnnxBench:
 
     def outputs(self, batch: Any, training: Collection[str] = (), left_out: LeftOut | None = None) -> Any:
         """See `Bench`."""
-        found = self._run(batch, (), tuple(sorted(training)), self._outputs)
+        masks = self._masks(batch, left_out, training)
+        found = self._run(batch, (), tuple(sorted({*training} - empty(masks))), self._outputs, masks)
         return [found[name] for name in self._outputs]
 
     def write(self, layer: str, mean: Any, variance: Any) -> None:
         """See `Bench`."""
         self._statistics[layer] = (mean, variance)
 
-    def _run(self, batch: Any, layers: tuple[str, ...], training: tuple[str, ...], values: Iterable[str]) -> Any:
+    def _shapes(self, batch: Any) -> Shapes:
+        """What shape each call's input has, which follows from those of the model's."""
+        given = tuple((name, each.shape) for name, each in feed(batch, self._wanted()).items())
+        if given not in self._seen:
+            entries = [node.input[0] for nodes in self._calls.values() for node in nodes]
+            found = self._run(batch, (), (), entries)
+            while len(self._seen) > KEPT:
+                self._seen.pop(next(iter(self._seen)))
+            self._seen[given] = {
+                name: [np.shape(found[node.input[0]]) for node in nodes] for name, nodes in self._calls.items()
+            }
+        return self._seen[given]
+
+    def _masks(self, batch: Any, left_out: LeftOut | None, layers: Collection[str]) -> dict[str, NDArray[np.bool_]]:
+        return {} if left_out is None else masks_of(left_out, self._shapes(batch), layers)
+
+    def _run(
+        self,
+        batch: Any,
+        layers: tuple[str, ...],
+        training: tuple[str, ...],
+        values: Iterable[str],
+        masks: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
+    ) -> Any:
         given = feed(batch, self._wanted())
         wanted = tuple(value for value in dict.fromkeys(values) if value not in given)
         if not (wanted or layers):
             return given
-        session, names = self._session(layers, training, wanted)
-        fed = {each.name: given[each.name] for each in session.get_inputs() if each.name in given}
+        session, names = self._session(layers, training, wanted, frozenset(masks))
+        fed = {
+            each.name: held[each.name] for held in (given, masks) for each in session.get_inputs() if each.name in held
+        }
         dtypes = {each.name: input_of(each).dtype for each in session.get_inputs()}
         for name, pair in self._statistics.items():
             for part, value in zip(("mean", "variance"), pair, strict=True):
@@ -158,12 +190,14 @@ class OnnxBench:
             self._inputs = [input_of(each) for each in inputs if each.name not in known]
         return self._inputs
 
-    def _session(self, layers: tuple[str, ...], training: tuple[str, ...], values: tuple[str, ...]) -> Any:
-        key = (layers, training, values)
+    def _session(
+        self, layers: tuple[str, ...], training: tuple[str, ...], values: tuple[str, ...], masked: frozenset[str]
+    ) -> Any:
+        key = (layers, training, values, masked)
         if key not in self._sessions:
             while len(self._sessions) > KEPT:
                 self._sessions.pop(next(iter(self._sessions)))
-            model, names = self._rewritten(layers, training, values)
+            model, names = self._rewritten(layers, training, values, masked)
             self._sessions[key] = (self._opened(model.SerializeToString()), names)
         return self._sessions[key]
 
@@ -177,7 +211,7 @@ class OnnxBench:
             raise refused(self._path, "onnxruntime", error, WAY_OUT) from error
 
     def _rewritten(
-        self, layers: tuple[str, ...], training: tuple[str, ...], values: tuple[str, ...]
+        self, layers: tuple[str, ...], training: tuple[str, ...], values: tuple[str, ...], masked: frozenset[str]
     ) -> tuple[Any, tuple[str, ...]]:
         """A copy whose statistics are inputs, or in training the batch's own, and that hands out moments and values."""
         model: Any = self._onnx.ModelProto()
@@ -198,7 +232,8 @@ class OnnxBench:
                 before = len(builder.nodes)
                 prefix = f"{record.name}:{number}"
                 if record.name in training or record.name in layers:
-                    self._moments(builder, node.input[0], record, prefix)
+                    kept = f"{prefix}:kept"
+                    self._moments(builder, node.input[0], record, prefix, graph if kept in masked else None)
                 if record.name in training:
                     node.input[MEAN], node.input[VARIANCE] = self._own(builder, record, prefix)
                 else:
@@ -210,12 +245,16 @@ class OnnxBench:
         _keep(graph, names)
         return model, tuple(names)
 
-    def _moments(self, builder: Builder, entry: str, record: LayerRecord, prefix: str) -> None:
+    def _moments(self, builder: Builder, entry: str, record: LayerRecord, prefix: str, masked_in: Any = None) -> None:
         rank = self._ranks[entry]
         x = builder.value(entry, rank)
-        count = builder.count(x, record.channels)
         axes = tuple(axis for axis in range(rank) if axis != 1)
-        found = equations.moments(builder, x, axes, count)
+        if masked_in is None:
+            mask, count = None, builder.count(x, record.channels)
+            divisor = count
+        else:
+            mask, count, divisor = counted(self._onnx, masked_in, builder, f"{prefix}:kept", rank)
+        found = equations.moments(builder, x, axes, divisor, mask)
         for part, each in zip(PARTS, (found.high, found.low, found.variance, count), strict=True):
             builder.nodes.append(self._onnx.helper.make_node("Identity", [each.name], [f"{prefix}:{part}"]))
 
@@ -241,15 +280,6 @@ class OnnxBench:
                 sources |= {own}
             fed |= dict.fromkeys(node.output, sources)
         return _closed(found)
-
-
-def _require_no_padding(path: str, told: Told | None) -> None:
-    if told is not None:
-        raise Refused(
-            f"recalibrate: {path}: padding that data tell of (mask, lengths) cannot be left out of the statistics of "
-            "an .onnx graph. Recalibrate the model that it was exported from and export that, or take mask or lengths "
-            "out of the data, and padding is counted."
-        )
 
 
 def norm_nodes(model: Any) -> list[Any]:

@@ -56,16 +56,25 @@ class Builder:
         """A value of the graph, in float32."""
         return Value(self, self.cast(name, np.float32), rank)
 
-    def sum(self, x: Value, axis: tuple[int, ...], keepdims: bool) -> Value:
+    def sum(self, x: Value, axis: int | tuple[int, ...], keepdims: bool) -> Value:
         """As NumPy's."""
         assert keepdims
+        axis = (axis,) if isinstance(axis, int) else axis
         if self._opset >= SUM_TAKES_INPUTS:
             return Value(self, self.node("ReduceSum", [x.name, self.constant(axis, np.int64)]), x.rank)
         return Value(self, self.node("ReduceSum", [x.name], axes=list(axis)), x.rank)
 
-    def where(self, condition: Value, x: Value, y: Value) -> Value:
-        """As NumPy's."""
-        return Value(self, self.node("Where", [condition.name, x.name, y.name]), y.rank)
+    def where(self, condition: Value, x: Value | float, y: Value | float) -> Value:
+        """As NumPy's; of two conditions, where ``y`` is False, which onnxruntime's own Where does not take."""
+        if isinstance(x, Value) and y is False:
+            return Value(self, self.node("And", [condition.name, x.name]), x.rank)
+        names = [each.name if isinstance(each, Value) else self.constant(each) for each in (x, y)]
+        rank = max([condition.rank, *(each.rank for each in (x, y) if isinstance(each, Value))])
+        return Value(self, self.node("Where", [condition.name, *names]), rank)
+
+    def cumsum(self, x: Value, axis: int) -> Value:
+        """As NumPy's; from operator set 11 on."""
+        return Value(self, self.node("CumSum", [x.name, self.constant(axis, np.int64)]), x.rank)
 
     def count(self, x: Value, channels: int) -> Value:
         """Elements of ``x`` for each channel."""
@@ -108,6 +117,11 @@ class Value:
 
     def __lt__(self, other: Value | float) -> Value:
         return self._with("Less", other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: Value | float) -> Value:  # type: ignore[override]
+        return self._with("Equal", other)
 
     def __getitem__(self, places: tuple[slice, ...]) -> Value:
         axes = [axis for axis, place in enumerate(places) if place.stop is not None]
