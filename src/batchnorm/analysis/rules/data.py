@@ -86,6 +86,9 @@ def _gap_hit(parted: list[tuple[LayerRecord, Measured, Effect]], layers: int, sc
     elif main == "data_shift":
         remedy += " If this data is not as in training, feed it so instead."
         code += ", with a loader of training data; if it is not as in training, feed it so instead"
+    unshuffled = main == "data_shift" and seen.order is not None and seen.order.shows
+    if unshuffled:
+        remedy += " Shuffle what the model is trained on."
     fitted = left_in(record, seen) if record.initial_weight is None else None
     said = "" if fitted is None else f" (about {percent(fitted[0])} of it, by the statistics themselves)"
     return Hit(
@@ -94,6 +97,7 @@ def _gap_hit(parted: list[tuple[LayerRecord, Measured, Effect]], layers: int, sc
         message=(
             f"training and inference mode part here first: its statistics are {brief(first.size, 3)} standard "
             f"deviations off what it is fed ({count(seen.samples, 'sample')}{others}{most}). Shares: {spelled}{said}."
+            f"{f' {seen.order}.' if unshuffled else ''}"
         ),
         short=f"statistics {brief(first.size, 2)} standard deviations off",
         remedy=remedy,
@@ -104,6 +108,7 @@ def _gap_hit(parted: list[tuple[LayerRecord, Measured, Effect]], layers: int, sc
             "samples": seen.samples,
             "samples_needed": first.needed,
             "causes": causes,
+            "between_batches": None if seen.order is None else seen.order.ratio,
             "layers": [{"layer": one.name, "effect": how.size} for one, _, how in parted],
         },
     )

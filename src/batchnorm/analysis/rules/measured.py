@@ -17,6 +17,7 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError
 from batchnorm.kernels.on_arrays import moments
 
+from .order import Order, order_of
 from .padding import Padding, PaddingSeen
 
 __all__ = ["Measured", "Measurements", "Stream"]
@@ -51,6 +52,8 @@ class Measured:
         Of each call by itself.
     padding : Padding or None
         Padding at the end of sequences, where there is some.
+    order : Order or None
+        How batches differ from each other; None without four batches of one size.
     """
 
     samples: int
@@ -66,6 +69,7 @@ class Measured:
     spread: Array | None = None
     calls: tuple[Accumulator, ...] = ()
     padding: Padding | None = None
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +109,7 @@ class Stream:
         self._origin: Array | None = None
         self._calls: list[Accumulator] = []
         self._batches: dict[int, Accumulator] = {}
+        self._means: dict[int, Accumulator] = {}
         self._sizes = Counter[int]()
         self._samples = 0
         self._low = np.full(record.channels, np.inf)
@@ -150,8 +155,9 @@ class Stream:
         self._total = whole if self._total is None else self._total.merge(whole)
         self._samples += samples
         self._sizes[samples] += 1
-        one = Accumulator(1, whole.variance(0), np.zeros(self._record.channels))
-        self._batches[samples] = self._batches[samples].merge(one) if samples in self._batches else one
+        for kept, each in ((self._batches, whole.variance(0)), (self._means, whole.mean)):
+            one = Accumulator(1, each, np.zeros(self._record.channels))
+            kept[samples] = kept[samples].merge(one) if samples in kept else one
 
     def _kept_axes(self, ndim: int) -> tuple[int, ...]:
         axes = self._record.axis if isinstance(self._record.axis, tuple) else (self._record.axis,)
@@ -216,7 +222,12 @@ class Stream:
             spread=self._spread() if self._batched else None,
             calls=tuple(self._calls),
             padding=self._padding.result(),
+            order=self._order(mean_noise, self._total.variance(0)) if self._batched else None,
         )
+
+    def _order(self, mean_noise: Array, variance: Array) -> Order | None:
+        size = max(self._means, key=lambda n: float(self._means[n].count))
+        return order_of(self._means[size], size, mean_noise, variance)
 
     def _noise(self, seen: Accumulator) -> tuple[Array, Array]:
         # The variance estimate is mean(Q) - mean(D)^2, so that one sample moves it by Q - 2*mean(D)*D.
