@@ -73,6 +73,19 @@ def test_an_error_of_one_rank_is_an_error_of_all(tmp_path):
     assert "rank 0 of the job failed" in second
 
 
+def test_ranks_whose_checkpoints_do_not_go_together(tmp_path, model):
+    first, second = job(tmp_path, 2, "checkpoints")
+    for each in (first, second):
+        assert "each rank of a job needs a file of its own" in each["shared"]
+        assert "the ranks' files are not of the same level" in each["of two levels"]
+        assert each["first"] == each["second"] == "broken off"
+        assert not each["left behind"]
+        assert_same(each["resumed"], alone(model, "sequential"))
+    assert "rank0.json is no checkpoint of a recalibration" in first["of none"]
+    assert "rank 0 of the job failed: --checkpoint" in second["of none"]
+    assert not (tmp_path / "one.json").exists()
+
+
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
 
