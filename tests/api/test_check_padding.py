@@ -1,5 +1,7 @@
 """`bn.check` on padded sequences: mask or lengths beside the inputs, as files and batches, and in live models."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -105,3 +107,32 @@ def test_keras(in_subprocess):
     """Masks that the model makes itself: one that reaches the layer, and one that a convolution destroys."""
     code = "import runpy; runpy.run_path('tests/api/scripts/check_keras_masks.py', run_name='__main__')"
     assert in_subprocess(code, environment={"KERAS_BACKEND": "torch"}).split() == ["dense", "conv", "embedding"]
+
+
+def test_statistics_without_padding_are_no_gap(plain):
+    """What recalibrate makes of the same data: the layer would count padding in training, its statistics are right."""
+    model, data = copy.deepcopy(plain), {"x": X, "lengths": LENGTHS}
+    assert {one.rule.code for one in bn.check(model, data).findings} & {"BN401", "BN406"} == {"BN406"}
+    bn.recalibrate(model, data, batch_size=32)
+    found = bn.check(model, data)
+    assert not {one.rule.code for one in found.findings} & {"BN401", "BN406"}
+    assert found.data.largest.effect < 0.05
+    # Without lengths all is data, and the statistics are not those of it.
+    assert "BN401" in {one.rule.code for one in bn.check(model, X).findings}
+    assert "the stored statistics fit" in bn.explain(model, data=data).layers[0].because[0]
+    assert "differ, beginning at bn" in bn.explain(model, data=X).layers[0].because[0]
+
+
+@pytest.mark.parametrize("beside", [{"mask": MASK}, {"lengths": LENGTHS}])
+def test_explain_and_verify_take_the_same_data(plain, beside):
+    data = {"x": X, **beside}
+    batches = [{name: each[start : start + 32] for name, each in data.items()} for start in range(0, SAMPLES, 32)]
+    shown = bn.explain(plain, data=X).layers[0].explained[0].values[0]
+    for given in (data, batches):
+        assert bn.explain(plain, data=given).layers[0].explained[0].values[0].y == shown.y
+        assert bn.verify(plain, data=given, engines=["numpy"]).engines[0].status == "agrees"
+        assert bn.verify(plain, copy.deepcopy(plain), data=given).agrees
+    with pytest.raises(bn.ArgumentError, match="explain: data holds mask and lengths"):
+        bn.explain(plain, data={"x": X, "mask": MASK, "lengths": LENGTHS})
+    with pytest.raises(bn.ArgumentError, match=r"verify: lengths must hold .* 0 to 20"):
+        bn.verify(plain, data={"x": X, "lengths": LENGTHS + 20})

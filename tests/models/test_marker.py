@@ -136,7 +136,10 @@ def test_a_live_module_its_copies_and_training_on(tmp_path):
     torch = pytest.importorskip("torch")
     model = trained()
     assert "BN107" in codes(model)
-    bn.recalibrate(model, DATA)
+    written = bn.recalibrate(model, DATA, out=tmp_path / "out.pt").notes
+    notes = bn.recalibrate(model, DATA).notes
+    assert any("state dicts do not write it" in note for note in notes)
+    assert not any("state dicts do not write it" in note for note in written)
     assert "BN107" not in codes(model)
     assert told(model) == [(None, None, "one-pass")]
     assert told(copy.deepcopy(model)) == [(None, None, "one-pass")]

@@ -8,10 +8,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from batchnorm.core.padding import Told
 from batchnorm.core.record import LayerRecord
 
 from .numbers import brief, count
-from .rules.effect import SHOWS, effect
+from .rules.effect import SHOWS, counted, effect
 from .rules.measured import Stream
 
 __all__ = ["Gap", "Gaps", "gap_sentence"]
@@ -43,19 +44,19 @@ class Gaps:
         self._streams = {at: Stream(record, batched=False) for at, record in enumerate(records) if held[at]}
         self._records = records
 
-    def add(self, captured: Mapping[str, Calls], samples: int) -> None:
-        """The inputs and outputs of each layer's calls on so many samples, in inference mode."""
+    def add(self, captured: Mapping[str, Calls], samples: int, told: Told | None = None) -> None:
+        """The inputs and outputs of each layer's calls on so many samples, in inference mode, and its padding."""
         for place, stream in self._streams.items():
             calls = captured.get(self._records[place].name, ())
             if calls:
-                stream.add(calls, samples, getattr(captured, "masks", {}).get(self._records[place].name, ()))
+                stream.add(calls, samples, getattr(captured, "masks", {}).get(self._records[place].name, ()), told)
 
     def first(self) -> Gap | None:
         """The first layer, in the order of the data's way, where the stored statistics are not this data's."""
         for place, stream in self._streams.items():
             record, seen = self._records[place], stream.result()
-            if seen is not None and (found := effect(record, seen)).size > SHOWS:
-                return Gap(record, place, found.size, seen.count)
+            if seen is not None and (found := effect(record, counted(record, seen))).size > SHOWS:
+                return Gap(record, place, found.size, counted(record, seen).count)
         return None
 
 

@@ -21,9 +21,10 @@ from batchnorm.core.protocols import Capture, Model
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, NoBatchNorm
 
-from .batches import samples_of
+from .batches import Batch, samples_of
 from .epsilons import Epsilon
 from .loading import check_epsilon, chosen, info, load, notes_of, some
+from .padding import Apart, told
 from .parts import in_parts
 from .results import Explanation, ModelInfo
 
@@ -244,10 +245,12 @@ def _reached(read: Model, records: list[LayerRecord], data: Any) -> tuple[Captur
     """
     names = [record.name for record in records]
     gaps, counts, first = Gaps(records), list[int](), dict[str, Any]()
+    apart = Apart(read.run, "explain")
     for part in in_parts(data):
-        _, captured = read.run(part, capture=names)
-        counts.append(samples_of(part))
-        gaps.add(captured, counts[-1])
+        batch = apart(Batch(part, None, sum(counts), samples_of(part)))
+        _, captured = read.run(batch.inputs, capture=names)
+        counts.append(batch.samples)
+        gaps.add(captured, counts[-1], told(batch))
         first = first or {name: captured.get(name, []) for name in names}
     return first, gaps.first(), counts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ArgumentError, UnknownLayer
 
 from .batches import Batches
+from .padding import Apart
 
 __all__ = ["Fed", "Saver", "batches", "captured", "drawn", "given", "in_order", "loaded", "table"]
 
@@ -43,15 +44,18 @@ class Fed:
     y: Array | None = None
 
 
-def batches(data: Any, size: int) -> Iterator[Any]:
+def batches(data: Any, size: int, run: Callable[[Any], Any]) -> Iterator[Any]:
     """The data in batches: an array or a dict of arrays is cut along axis 0, any other iterable yields its own.
+
+    ``mask`` and ``lengths`` that ``run`` does not take are left out: padding is computed like any other position.
 
     Raises
     ------
     ArgumentError
         Nothing to iterate, no batch, no real numbers, or arrays of a dict that differ in length.
     """
-    return (batch.inputs for batch in Batches(data, size, who="verify", nonfinite="keep"))
+    apart = Apart(run, "verify")
+    return (apart(batch).inputs for batch in Batches(data, size, who="verify", nonfinite="keep"))
 
 
 def captured(model: Model, records: Sequence[LayerRecord], data: Iterable[Any]) -> Iterator[Fed]:

@@ -23,8 +23,8 @@ def in_parts(data: Any, who: str = "explain") -> Iterator[Any]:
     Parameters
     ----------
     data : array_like, list or dict of arrays, or iterable of batches
-        An array, or a dict of named arrays, is cut along axis 0; a list goes to the model as it is. Batches of any
-        other iterable (arrays, tuples ``(x, y)`` of which ``x`` is taken, dicts of named inputs) are put together.
+        An array, or a dict of named arrays, is cut along axis 0; a list of arrays goes to the model whole. Batches of
+        any other iterable (arrays, tuples ``(x, y)`` of which ``x`` is taken, dicts of named inputs) are put together.
     who : str
         Beginning of the messages.
 
@@ -33,7 +33,7 @@ def in_parts(data: Any, who: str = "explain") -> Iterator[Any]:
     ArgumentError
         No batch, no array, or batches of the first part that do not go together.
     """
-    if isinstance(data, (list, tuple)):
+    if isinstance(data, (list, tuple)) and not any(isinstance(each, (dict, tuple)) for each in cast("Any", data)):
         yield cast("Any", data)
     elif is_whole(data):
         yield from (batch.inputs for batch in Batches(data, _most(data, who), who=who, nonfinite="keep"))

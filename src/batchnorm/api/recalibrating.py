@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from batchnorm.analysis import recalibration
@@ -14,7 +15,7 @@ from batchnorm.errors import ArgumentError, Refused
 from .loading import load
 from .progress import Progress, Silent
 from .recalibrated import Recalibration
-from .recalibration_options import COUNTER_NOTE, METHODS, Options, Outcome
+from .recalibration_options import METHODS, Options, Outcome, notes_of_mark
 from .recalibration_pass import from_data
 from .recalibration_targets import left_alone, listed_reasons, opened_model
 from .recalibration_writing import put, result
@@ -150,6 +151,7 @@ def recalibrate(
     put(read, template, new, out, force, how)
     done.finish()
     reasons |= {**done.nothing, **dict.fromkeys(done.unreached, UNREACHED)}
+    done = replace(done, notes=(*notes_of_mark(read, out), *done.notes))
     return result(model, read, done, reasons, out, how)
 
 
@@ -181,4 +183,4 @@ def _debiased(records: Sequence[LayerRecord]) -> Outcome:
     found, nothing = recalibration.debiased(records)
     if not found:
         raise Refused(f"recalibrate --debias: there is no initial value to take out: {listed_reasons(nothing)}.")
-    return Outcome(found, notes=(COUNTER_NOTE,), nothing=nothing)
+    return Outcome(found, nothing=nothing)

@@ -11,13 +11,26 @@ from batchnorm.analysis.recalibration import Statistics
 from .progress import Progress, Silent
 from .recalibrated import Sides
 
-__all__ = ["COUNTER_NOTE", "METHODS", "Options", "Outcome"]
+__all__ = ["METHODS", "Options", "Outcome", "notes_of_mark"]
 
 METHODS = ("one-pass", "sequential")
 COUNTER_NOTE = (
     "The counter of updates stays as it is: it tells how long the model was trained. The statistics are marked as "
     "recalibrated, so that list and check take no initial value for left in them."
 )
+LIVE_NOTE = (
+    "The mark is on the live layers: copies and pickles keep it, model.save() and state dicts do not write it. "
+    "recalibrate(..., out=FILE) does."
+)
+UNCOUNTED = ("flax", "numpy")
+"""Live layers without a number of updates, which need no mark and get none."""
+
+
+def notes_of_mark(read: Any, out: Any) -> tuple[str, ...]:
+    """What is to be known of the counter of updates and of the mark, where the result is put anywhere."""
+    if out is not None:
+        return (COUNTER_NOTE,)
+    return () if read.commit is None or read.format in UNCOUNTED else (COUNTER_NOTE, LIVE_NOTE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

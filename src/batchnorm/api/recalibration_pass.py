@@ -21,7 +21,7 @@ from .checkpoints import Checkpoint, identity
 from .padding import Apart
 from .passes import Gather, LocalRun, alone, checkpoint_of, digest
 from .recalibrated import Sides
-from .recalibration_options import COUNTER_NOTE, Options, Outcome
+from .recalibration_options import Options, Outcome
 from .recalibration_targets import unrun
 from .streams import Stream
 
@@ -169,7 +169,7 @@ class _Work:
         return gap, outcome.accuracy(self.bench, head if self.stream.is_once else self.stream, self.gather)
 
     def _notes(self, found: Mapping[str, Statistics], left_out: int) -> tuple[str, ...]:
-        notes = [COUNTER_NOTE]
+        notes: list[str] = []
         few = min(found.items(), key=lambda item: item[1].count or 0.0)
         noise = recalibration.noise(few[1].count or 0.0)
         if noise > NOISY:

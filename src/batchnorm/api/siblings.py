@@ -196,7 +196,8 @@ class Runs:
     def over(self, names_a: list[str], names_b: list[str]) -> Iterator[tuple[Ran, Ran]]:
         """Outputs and captured calls of each, batch by batch."""
         only_b, only_a = self._weights[0] and not self._weights[1], self._weights[1]
-        for number, batch in enumerate(batches(self.data, self.batch_size)):
+        run = (self.b if only_b else self.a).run
+        for number, batch in enumerate(batches(self.data, self.batch_size, run)):
             ours = None if only_b else _shown(self.a, batch, names_a)
             yield ours, None if only_a else self._second(batch, names_b, first=number == 0 and not only_b)
 

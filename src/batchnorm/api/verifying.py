@@ -88,7 +88,7 @@ class Wanted:
         if self.x is not None:
             return given(chosen(records, None, "verify"), self.x)
         if self.data is not None:
-            return captured(model, records, batches(self.data, self.batch_size))
+            return captured(model, records, batches(self.data, self.batch_size, model.run))
         if self.load_inputs is not None:
             return loaded(self.load_inputs, records)
         return drawn(records, self.random, self.seed, DRAWN)

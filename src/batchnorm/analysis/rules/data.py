@@ -12,7 +12,7 @@ from batchnorm.analysis.numbers import brief, count, percent
 from batchnorm.core.record import LayerRecord
 
 from . import channels as of
-from .effect import LEAVES, SHOWS, Effect, effect, left_in, shares
+from .effect import LEAVES, SHOWS, Effect, counted, effect, left_in, shares
 from .finding import Hit, Subject
 from .inputs import CHANGES, EXPLAINS
 from .measured import Measured, Measurements
@@ -59,6 +59,7 @@ def gaps(subject: Subject) -> Iterator[tuple[LayerRecord, Measured, Effect]]:
     for record in subject.records:
         seen = subject.data.layers.get(record.name)
         if seen is not None and of.held(record):
+            seen = counted(record, seen)
             yield record, seen, effect(record, seen)
 
 

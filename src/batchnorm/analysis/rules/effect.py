@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from batchnorm.core.record import LayerRecord
 from . import channels as of
 from .measured import Measured
 
-__all__ = ["FEWEST", "LEAVES", "SHOWS", "Effect", "debiased", "effect", "left_in", "shares"]
+__all__ = ["FEWEST", "LEAVES", "SHOWS", "Effect", "counted", "debiased", "effect", "left_in", "shares"]
 
 SHOWS = 0.3
 """Root mean square over channels of the shift and the stretch, in standard deviations. Of 24 trainings those that lost
@@ -54,6 +54,19 @@ class Effect:
     noise: float
     significant: bool
     needed: int | None
+
+
+def counted(record: LayerRecord, seen: Measured) -> Measured:
+    """What a layer was fed, without the padding that the data tell of where its statistics are nearer to that.
+
+    Statistics that leave padding out are right, also where the layer itself counts it; those that have it are BN406's.
+    """
+    if seen.padding is None or seen.padding.source != "data":
+        return seen
+    data = seen.padding.data
+    without = replace(seen, count=int(np.max(data.count)), mean=data.mean, variance=data.variance(0))
+    distances = [_raw(record, each, *_stored(record))[0] for each in (without, seen)]
+    return without if distances[0] < distances[1] else seen
 
 
 def effect(record: LayerRecord, seen: Measured) -> Effect:
