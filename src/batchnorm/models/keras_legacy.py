@@ -16,9 +16,9 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import require
 
 from .hdf5 import Dataset, Group, Hdf5File
+from .hdf5_mark import mark_hdf5
 from .hdf5_writer import Hdf5Writer, Wheres
 from .keras_config import Layer, read_layers
 from .keras_file import CUSTOM_NOTE, WEIGHTS_NOTE, bench, load_json, major_version, runner
@@ -27,7 +27,7 @@ from .keras_records import counted, ddof_of, norm_record, numbered, roles_of, un
 from .marker import KEY, marked
 from .modelfile import ModelFile, quoted, unreadable
 
-__all__ = ["is_legacy", "mark_hdf5", "read_legacy"]
+__all__ = ["is_legacy", "mark", "read_legacy"]
 
 # Keras 1 calls the moving variance running_std; it holds the variance.
 ROLES = {
@@ -98,15 +98,13 @@ def read_legacy(path: str, root: Group) -> ModelFile:
         lazy_graph=lazy_graph(config, partial(_fetched, path)),
         bench=bench(path, named),
         writer=Hdf5Writer(path, named, places),
-        marker=mark_hdf5,
+        marker=mark,
     )
 
 
-def mark_hdf5(place: pathlib.Path, text: str) -> None:
+def mark(place: pathlib.Path, text: str) -> None:
     """Put a mark beside Keras' own attributes at the root."""
-    h5py: Any = require("h5py", "keras", "Marking an .h5 file as recalibrated")
-    with h5py.File(place, "r+") as file:
-        file.attrs[KEY] = text
+    mark_hdf5(place, KEY, text)
 
 
 def _fetched(path: str, layer: Layer, number: int) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from batchnorm.errors import ArgumentError
 from .keras_config import Layer, read_layers
 from .keras_file import mark
 from .keras_graph import graph_of
-from .keras_legacy import mark_hdf5
+from .keras_legacy import mark as mark_legacy
 from .keras_records import counted, norm_record, roles_of
 from .marker import committed, marked_live
 from .modelfile import ModelFile
@@ -68,7 +68,7 @@ def _mark(place: pathlib.Path, text: str) -> None:
     if place.suffix == ".keras":
         mark(place, text)
     elif place.suffix in (".h5", ".hdf5"):
-        mark_hdf5(place, text)
+        mark_legacy(place, text)
 
 
 def _graph(model: Any) -> Graph:
