@@ -48,7 +48,7 @@ def test_a_guessed_shape_is_said():
 def test_a_dataclass_of_outputs():
     found = bn.fold(trained(Answering()))
     assert found.holds
-    assert found.proof.inputs[0].max_y > 0
+    assert found.proof.inputs[0].outputs[0].max_y > 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
@@ -164,3 +164,166 @@ def test_data_outside_the_models_folder_are_not_copied(tmp_path):
     with pytest.raises(bn.BatchnormError):
         bn.freeze(place, tmp_path / "there" / "o.onnx")
     assert not list((tmp_path / "there").iterdir())
+
+
+class Heads(nn.Module):
+    """Two outputs, of which one is ten million times the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.b, self.large = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(3, 1, 1)
+
+    def forward(self, x):
+        return self.b(self.c(x)), 1e7 * self.large(x)
+
+
+def test_a_large_output_hides_nothing_in_a_small_one(monkeypatch):
+    """A fold that is wrong by half in one head passed while the other was large: each output has its own size."""
+    from batchnorm.analysis import folding
+
+    monkeypatch.setattr(folding.Linear, "then", lambda self, affine: self)
+    found = bn.fold(trained(Heads()))
+    assert not found.holds
+    assert found.result is None
+    assert found.proof.max_rel > 0.1
+    assert found.proof.max_rel == found.proof.share(found.proof.inputs[0])
+
+
+class Masked(nn.Module):
+    """Scores of which some are cut off for good, as attention does it."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return torch.cat([self.b(self.c(x)), torch.full((8, 1, 6, 6), -torch.inf)], 1)
+
+
+def test_infinities_that_both_models_give_are_no_difference():
+    found = bn.fold(trained(Masked()), data=np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype("f4"))
+    assert found.holds
+    assert 0 < found.proof.max_rel <= 1e-5
+
+
+class Doubling(nn.BatchNorm2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Inherited(nn.BatchNorm2d):
+    pass
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As torchvision and detectron2 have it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.eps = 1e-5
+        for name, value in (("weight", 2.0), ("bias", 1.0), ("running_mean", 0.5), ("running_var", 3.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+def with_another_forward():
+    norm = nn.BatchNorm2d(4)
+    norm.forward = torch.relu
+    return norm
+
+
+def activated(activation):
+    import batchnorm.torch
+
+    return batchnorm.torch.BatchNormAct2d(4, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Doubling(4), "of a class of its own (Doubling)"),
+        (with_another_forward, "its forward replaced"),
+        (lambda: activated("silu"), "applies silu itself"),
+        (lambda: activated(None), None),
+        (lambda: Inherited(4), None),
+        (lambda: FrozenBatchNorm2d(4), None),
+    ],
+    ids=["own forward", "replaced forward", "activation", "no activation", "inherited", "frozen"],
+)
+def test_one_odd_layer_does_not_keep_the_others_from_being_folded(make, why):
+    """What a class does beside its statistics is refused by name, and not found out by the proof of the whole."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), make(), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    found = bn.fold(trained(model))
+    assert found.holds
+    assert [each.layer for each in found.folded] == (["4"] if why else ["1", "4"])
+    assert why is None or why in found.refused[0].why
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.b = nn.Conv2d(3, 3, 3, padding=1), activated(None).__class__(3, activation=None)
+
+    def forward(self, x):
+        return self.b(self.c(x), x)
+
+
+def test_a_residual_that_the_layer_adds_is_no_part_of_its_statistics():
+    found = bn.fold(trained(Residual()))
+    assert found.result is None
+    assert "called with more than its input (x)" in found.refused[0].why
+
+
+class Asked(nn.Module):
+    """Asks its batch normalization for more than its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.b(self.c(x)) / self.b.running_var.mean()
+
+
+def test_a_copy_that_cannot_run_is_a_refusal():
+    found = bn.fold(trained(Asked()))
+    assert found.result is None
+    assert not found.holds
+    assert "no attribute 'running_var'" in found.notes[0]
+    assert "--skip" in found.notes[0]
+
+
+def test_a_convolution_of_one_tap_can_pad_all_the_same(tmp_path):
+    """auto_pad adds nothing to one tap; pads that are written down do, and what they add is 0 and not the shift."""
+    node, weights = onnx.helper.make_node, {"w": np.ones((4, 3, 1, 1), "f4")} | vectors(3)
+    for given, folds in ({"pads": [1, 1, 1, 1]}, False), ({"auto_pad": "SAME_UPPER"}, True):
+        nodes = [node("BatchNormalization", ["x", *NORM], ["a"], name="bn"),
+                 node("Conv", ["a", "w"], ["y"], name="c", **given)]  # fmt: skip
+        found = bn.fold(saved(model_of(nodes, weights), tmp_path / "m.onnx"), tmp_path / "out.onnx")
+        assert found.holds is folds
+        assert folds or "the border would see the shift" in found.refused[0].why
+
+
+class Rounding(nn.Module):
+    def __init__(self, to):
+        super().__init__()
+        self.c, self.b, self.to_type = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), to
+
+    def forward(self, x):
+        return self.b(self.c(x).to(self.to_type).to(torch.float32))
+
+
+@pytest.mark.parametrize("form", ["live", "pt2"])
+def test_a_cast_to_whole_numbers_is_no_mere_name(form, tmp_path):
+    for to, folds in (torch.float64, True), (torch.int32, False), (torch.float16, True):
+        model, x = trained(Rounding(to)), torch.randn(8, 3, 8, 8)
+        if form == "live":
+            found = bn.fold(model)
+        else:
+            torch.export.save(torch.export.export(model, (x,)), tmp_path / "m.pt2")
+            found = bn.fold(tmp_path / "m.pt2", tmp_path / "out.pt2", force=True)
+        assert found.holds is folds
+        assert folds or "another operation (to" in found.refused[0].why

@@ -51,7 +51,7 @@ class Folding(Result):
 def _proof(proof: Proof) -> dict[str, Any]:
     inputs = [
         {
-            "source": each.source, "samples": each.samples, "max_abs": each.max_abs, "max_rel": each.max_rel,
+            "source": each.source, "samples": each.samples, "max_abs": each.max_abs, "max_rel": proof.share(each),
             "tells": proof.tells(each),
         }
         for each in proof.inputs

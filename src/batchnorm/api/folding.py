@@ -23,13 +23,17 @@ from .epsilons import Epsilon
 from .fold_targets import Target, TorchTarget, place_for, target_of
 from .folded import Folding
 from .loading import check_epsilon, chosen, hashed, notes_of
-from .proving import Nudged, Proof, batches, first_that_runs, like, proved
+from .proving import Copy, CopyFailedError, Nudged, Proof, batches, first_that_runs, like, proved
 
 __all__ = ["fold"]
 
 FAILED = (
     "The proof failed, and nothing was written: the largest difference is {:.3g} of the largest output, {:.3g} is "
     "allowed. {}"
+)
+BROKEN = (
+    "Nothing was written: the folded model cannot be run ({}). Something in it uses what folding takes out; leave that "
+    "layer out with --skip."
 )
 NOT_FINITE = "The proof failed, and nothing was written: outputs are not finite."
 TELLS_NOTHING = (
@@ -90,8 +94,8 @@ def fold(
     Returns
     -------
     Folding
-        What was folded and what was not, each with its reason, and the proof: the largest difference as a share of the
-        largest output over all inputs, at most 1e-5 in float32. Where it fails nothing is written, and ``result`` is
+        What was folded and what was not, each with its reason, and the proof: of each output the largest
+        difference as a share of its largest value, at most 1e-5 in float32. Where it fails nothing is written, and ``result`` is
         None. A live model's copy is ``result``, in inference mode.
 
     Raises
@@ -171,14 +175,17 @@ def _proved(target: Target, place: Path | None, skip: list[str], data: Any, seed
     if not plan.folds:
         return _Found(plan, None, NOTHING)
     changes = [Change(edit.operation, *edit.stored(), tuple(one.norm for one in edit.folds)) for edit in plan.edits]
-    copy = target.folded(changes, place)
-    tried = tuple(proved(read, copy, source, parts) for source, parts in given)
+    copy = Copy(target.folded(changes, place))
+    try:
+        tried = tuple(proved(read, copy, source, parts) for source, parts in given)
+    except CopyFailedError as why:
+        return _Found(plan, None, BROKEN.format(why))
     dtype = max(_dtypes(plan, graph), key=unit_roundoff)
     proof = Proof(tried, tolerance(plan.terms, dtype), bound(plan.terms, dtype), len(plan.edits))
     if proof.holds:
         guessed = isinstance(target, TorchTarget) and data is None and any(one.layer in ranks for one in plan.folds)
         return _Found(plan, proof, notes=(GUESSED.format(_shape(given[0][1][0])),) if guessed else ())
-    moved = max(proved(read, Nudged(read), source, parts).max_rel for source, parts in given)
+    moved = max(proof.share(proved(read, Nudged(read), source, parts)) for source, parts in given)
     return _Found(plan, proof, _why(plan, proof, read.layers, moved))
 
 

@@ -17,7 +17,10 @@ from batchnorm.errors import ArgumentError, BatchnormError
 
 from .batches import Batches, is_whole, mapped, samples_of
 
-__all__ = ["Nudged", "Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "like", "proved"]
+__all__ = [
+    "Copy", "CopyFailedError", "Nudged", "Proof", "Tried", "batches", "drawn", "first_that_runs", "guessed", "like",
+    "proved",
+]  # fmt: skip
 
 SAMPLES = 8
 LENGTHS = (32, 64, 16, 8, 128, 224, 4, 1)
@@ -36,14 +39,9 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """One kind of input: where it came from, how much of it there was, and what came out.
+class Compared:
+    """One output of two models: their largest difference, and the largest that came out of the first."""
 
-    ``max_abs`` is the largest difference of two outputs, ``max_y`` the largest output.
-    """
-
-    source: str
-    samples: int
     max_abs: float
     max_y: float
 
@@ -53,6 +51,23 @@ class Tried:
         if not np.isfinite(self.max_abs + self.max_y):
             return float("inf")
         return self.max_abs / self.max_y if self.max_y else (0.0 if self.max_abs == 0 else float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One kind of input: where it came from, how much of it there was, and what each output of the models gave.
+
+    Each output is held against its own size: a head of a million hides nothing in a head of one.
+    """
+
+    source: str
+    samples: int
+    outputs: tuple[Compared, ...]
+
+    @property
+    def max_abs(self) -> float:
+        """The largest difference of any output."""
+        return max((each.max_abs for each in self.outputs), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +87,31 @@ class Proof:
     @property
     def max_rel(self) -> float:
         """The largest share of any of the inputs."""
-        return max(each.max_rel for each in self.inputs)
+        return max(self.share(each) for each in self.inputs)
 
-    def tells(self, each: Tried) -> bool:
-        """Whether outputs tell anything: not where all are 0, nor where they drown in the rounding of a sigmoid.
+    def share(self, tried: Tried) -> float:
+        """The largest share that a difference has of its output, over those that tell anything, if some do."""
+        told = [each for each in tried.outputs if self._tells(each)]
+        return max((each.max_rel for each in told or tried.outputs), default=0.0)
+
+    def tells(self, tried: Tried) -> bool:
+        """Whether some output tells anything: not where all are 0, nor where they drown in the rounding of a sigmoid.
 
         A bounded activation rounds in units of 1, however little it gives: outputs of 1e-6 can differ by a tenth of
         themselves though both models are right.
         """
-        if not np.isfinite(each.max_rel):
-            return True
-        return each.max_y > 0 and (each.max_rel <= self.tolerance or each.max_abs > FLOOR * self.tolerance)
+        return any(self._tells(each) for each in tried.outputs)
+
+    def _tells(self, output: Compared) -> bool:
+        if not np.isfinite(output.max_rel):
+            return output.max_y > 0 or output.max_abs > FLOOR * self.tolerance
+        return output.max_y > 0 and (output.max_rel <= self.tolerance or output.max_abs > FLOOR * self.tolerance)
 
     @property
     def holds(self) -> bool:
         """Whether every difference that tells something is small enough, and some input does."""
         told = [each for each in self.inputs if self.tells(each)]
-        return bool(told) and all(each.max_rel <= self.tolerance for each in told)
+        return bool(told) and all(self.share(each) <= self.tolerance for each in told)
 
 
 def drawn(wanted: Sequence[Input], seed: int, length: int) -> Any:
@@ -146,19 +169,26 @@ def proved(first: Runs, second: Runs, source: str, data: Iterable[Any]) -> Tried
     ArgumentError
         The batches are none, or the models cannot take them.
     """
-    samples, most, largest = 0, 0.0, 0.0
+    samples = 0
+    found: list[Compared] = []
     for batch in data:
         ours, theirs = (list(_flat(model.run(batch)[0])) for model in (first, second))
         samples += max(samples_of(batch), 1)  # a scalar is a sample
-        for one, other in zip(ours, theirs, strict=True):
-            a, b = one.astype(np.float64), other.astype(np.float64)
-            with np.errstate(invalid="ignore"):
-                gap = np.abs(a - b)
-            most = max(most, _most(gap))
-            largest = max(largest, _most(np.abs(a)))
+        now = [_compared(one, other) for one, other in zip(ours, theirs, strict=True)]
+        found = [
+            Compared(max(a.max_abs, b.max_abs), max(a.max_y, b.max_y)) for a, b in zip(found or now, now, strict=True)
+        ]
     if not samples:
         raise ArgumentError("fold: --data holds no sample; give at least one.")
-    return Tried(source, samples, most, largest)
+    return Tried(source, samples, tuple(found))
+
+
+def _compared(ours: NDArray[Any], theirs: NDArray[Any]) -> Compared:
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(a - b)
+    endless = np.isinf(a) & (a == b)  # a masked score is -inf in both models
+    return Compared(_most(gap[~endless]), _most(np.abs(a[~endless])))
 
 
 def _most(values: NDArray[Any]) -> float:
@@ -178,6 +208,24 @@ def _flat(outputs: Any) -> Iterator[NDArray[Any]]:
         array = np.asarray(outputs)
         if array.dtype.kind in "fiub" or array.dtype.name == "bfloat16":
             yield array
+
+
+class CopyFailedError(Exception):
+    """A folded copy does not run where the original does; the message is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A folded copy, whose errors are told apart from those of the original."""
+
+    model: Model
+
+    def run(self, x: Any, capture: Sequence[str] = ()) -> tuple[Any, Any]:
+        """See `batchnorm.core.protocols.Model`."""
+        try:
+            return self.model.run(x, capture)
+        except Exception as error:  # what a user's forward raises where a layer is gone
+            raise CopyFailedError(f"{type(error).__name__}: {' '.join(str(error).split())[: WIDEST * 4]}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,8 @@ def _weighted(operation: Operation, scope: Scope, node: Node, kind: Kind, more: 
             weights["bias"] = bias.read
     if "rank" in more:
         settings["rank"] = len(kernel.shape) - 2
-        settings["pads"] = bool(more["pads"]) and any(length != 1 for length in kernel.shape[2:])
+        same = more["same"] and any(length != 1 for length in kernel.shape[2:])  # which pads nothing for one tap
+        settings["pads"] = more["pads"] or same
     return _Step(replace(operation, kind=kind, weights=weights, settings=settings), _place_of(scope, node, 1))
 
 
@@ -307,7 +308,8 @@ def _convolution(scope: Scope, node: Node) -> dict[str, Any]:
         "groups": 1 if groups is None else groups.integer(3, 1),
         "channel_axis": 1,
         "strides": () if strides is None else tuple(strides.integers(8)),
-        "pads": pads or (mode is not None and mode.text(4).startswith("SAME")),
+        "pads": pads,
+        "same": mode is not None and mode.text(4).startswith("SAME"),
         "kernel_out_axis": 1 if transposed else 0,
         "kernel_in_axis": 0 if transposed else 1,
     }

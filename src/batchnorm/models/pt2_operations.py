@@ -39,6 +39,9 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("clone", "alias", "_to_copy", "to", "detach", "lift_fresh_copy"), "identity"),
     "cat": "concat",
 }  # fmt: skip
+CASTS = ("to", "_to_copy")
+FLOATS = {6: "float16", 7: "float32", 8: "float64", 13: "bfloat16"}
+"""ScalarType of PyTorch's schema."""
 PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 ARITHMETIC = ("add", "add_", "sub", "mul", "mul_", "div")
 CONVOLUTIONS = {
@@ -161,10 +164,20 @@ class _Builder:
             if len(inputs) == 1:
                 return "elementwise_linear", {}
             return ("add" if operator.startswith(("add", "sub")) else "other"), {}
+        if operator in CASTS:
+            given: Json = arguments.get("dtype") or {}
+            return _cast(given.get("as_scalar_type"))
         rate: Json = arguments.get("p") or {}
         if KINDS.get(operator) == "dropout" and rate.get("as_float") == 0:
             return "identity", {}
         return KINDS.get(operator, "other") if target.startswith("torch.ops.aten.") else "other", {}
+
+
+def _cast(to: int | None) -> tuple[Kind, dict[str, Any]]:
+    """A mere name from one floating-point type to another; to whole numbers it rounds."""
+    if to is None:
+        return "identity", {}
+    return ("identity", {"computes": FLOATS[to]}) if to in FLOATS else ("other", {})
 
 
 def _convolution(operator: str, arguments: Json) -> tuple[Kind, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
@@ -16,6 +16,7 @@ from .change import Change
 
 __all__ = ["folded", "unfoldable"]
 
+OWN = ("torch.nn.", "batchnorm.")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -61,4 +62,17 @@ def unfoldable(module: Any) -> str | None:
     inner = [type(child).__name__ for child in module.children() if type(child).__name__ != "Identity"]
     if inner:
         return f"holds other modules ({inner[0]})"
+    if "forward" in vars(module):
+        return "has had its forward replaced by another"
+    if isinstance(activation := getattr(module, "activation", None), str):
+        return f"applies {activation} itself"
+    if not _is_known(module):
+        return f"is of a class of its own ({type(module).__name__}), which may do more"
     return None
+
+
+def _is_known(module: Any) -> bool:
+    """Whether a class does what its kind says: its forward is PyTorch's or this package's, or it is a frozen norm."""
+    kind = cast("Any", type(module))
+    written = next((each for each in kind.__mro__ if "forward" in vars(each)), kind)
+    return written.__module__.startswith(OWN) or "frozen" in kind.__name__.lower()

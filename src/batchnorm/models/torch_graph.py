@@ -121,20 +121,24 @@ class _Builder:
         inputs = tuple(each.name for each in node.all_input_nodes if each.name in flowing)
         if node.op != "call_module":
             operator = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
-            moved = _permutation(operator, node.args[1:])
+            moved, to = _permutation(operator, node.args[1:]), _cast(operator, node)
+            rounds = to is not None and not to.is_floating_point  # to whole numbers
             return Operation(
                 name=node.name,
-                kind=_function_kind(operator, inputs),
+                kind="other" if rounds else _function_kind(operator, inputs),
                 operator=operator,
                 inputs=inputs,
                 outputs=(node.name,),
-                settings={} if moved is None else {"permutation": moved},
+                settings=({} if moved is None else {"permutation": moved})
+                | ({} if to is None or rounds else {"computes": str(to).removeprefix("torch.")}),
             )
         path = str(node.target)
         module = self._modules[path]
         kind, settings, weights = _described(module)
         if kind in ("batch_norm", "conv", "conv_transpose", "dense") and (why := unfoldable(module)) is not None:
             settings["unfoldable"] = why
+        elif kind == "batch_norm" and len(inputs) > 1:
+            settings["unfoldable"] = f"is called with more than its input ({', '.join(inputs[1:])})"
         tensors = {id(each) for each in (*module.parameters(), *module.buffers())}
         is_shared = calls[id(module)] > 1 or bool(tensors & (taken | shares))
         return Operation(
@@ -160,6 +164,13 @@ def _permutation(operator: str, arguments: tuple[Any, ...]) -> tuple[int, ...] |
     if operator in ("transpose", "swapaxes") and sorted(map(str, order)) == ["1", "2"]:
         return (0, 2, 1)  # the other axes of more stay where they are
     return None
+
+
+def _cast(operator: str, node: Any) -> Any:
+    """The type that a tensor is cast to; None where the call is no cast, or does not tell."""
+    dtype: Any = sys.modules["torch"].dtype
+    given = (*node.args, *node.kwargs.values())
+    return next((each for each in given if operator == "to" and isinstance(each, dtype)), None)
 
 
 def _function_kind(operator: str, inputs: tuple[str, ...]) -> Kind:

@@ -17,8 +17,12 @@ def draw_fold(document: Document, to: Console, wide: bool) -> None:
     """What went where, what stayed and why, and the proof."""
     folded, refused = document["folded"], document["refused"]
     title = f"{printable(document['model']['path'])} ({printable(document['model']['format'])})"
-    to.print(Text(f"{title}: {len(folded)} of {_norms(len(folded) + len(refused))} folded", style="bold"))
+    holds = document["proof"] is not None and document["proof"]["holds"]
+    done = len(folded) if holds else 0
+    to.print(Text(f"{title}: {done} of {_norms(len(folded) + len(refused))} folded", style="bold"))
     if folded:
+        if not holds:
+            to.print(Text("Tried, and not kept", style="bold"))
         drawn = table(["layer", "into", "the layer stands"], left=("layer", "into", "the layer stands"))
         for each in folded:
             where = "after it" if each["where"] == "after" else "before it"
