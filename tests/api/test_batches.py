@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from batchnorm.api.batches import Batches
-from batchnorm.api.labels import hits
+from batchnorm.api.labels import Answers
 from batchnorm.errors import ArgumentError
 
 X = np.arange(14, dtype="f4").reshape(7, 2)
@@ -113,10 +113,24 @@ IMAGES = np.moveaxis(SCORES.reshape(1, 2, 2, 3), -1, 1)  # channels first
     ],
 )
 def test_right_answers(outputs, labels, right):
-    found = hits(outputs, np.asarray(labels), 0, "who")
-    assert found is right if right is None else np.asarray(found).astype(int).tolist() == right
+    answers = Answers("who")
+    assert answers.add(outputs, np.asarray(labels), 0) is (right is not None)
+    assert Answers.share(answers.sums) == (None if right is None else sum(right) / len(right))
+
+
+def test_single_numbers_are_read_as_one_over_all_batches():
+    """A batch of logits can lie between 0 and 1 by chance; the rest of the data tells what it is."""
+    answers = Answers("who")
+    for outputs, labels in ([0.3, 0.4], [1, 1]), ([-2.0, 3.0], [0, 1]), ([0.2], [1]):
+        assert answers.add(np.array(outputs), np.array(labels), 0)
+    assert answers.sums == (5, 2, 5, 1)
+    assert Answers.share(answers.sums) == 1
+    answers = Answers("who")
+    for outputs, labels in ([0.3, 0.4], [0, 0]), ([0.2, 0.9], [0, 1]):
+        answers.add(np.array(outputs), np.array(labels), 0)
+    assert Answers.share(answers.sums) == 1
 
 
 def test_a_label_that_is_no_class_is_named():
     with pytest.raises(ArgumentError, match=r"who: the label of sample 42.* is 3; the model has 3 classes, 0 to 2"):
-        hits(SCORES, np.array([1, 0, 3, -1]), 40, "who")
+        Answers("who").add(SCORES, np.array([1, 0, 3, -1]), 40)

@@ -72,6 +72,22 @@ def test_an_iterable_is_a_stream_with_a_batch_size_and_labels():
     assert [one["rule"] for one in found["findings"]] == ["BN405"]
 
 
+class Logit(Chain):
+    """One number a sample, and no probability: the first of its input."""
+
+    def run(self, x, capture=()):
+        _, captured = super().run(x, capture)
+        return np.asarray(x)[:, :1].astype(float), captured
+
+
+def test_a_batch_of_logits_between_0_and_1_is_still_one_of_logits():
+    x = draw(2000)
+    labels = (x[:, 0] > 0).astype(int)
+    batches = [(x[start : start + 1], labels[start : start + 1]) for start in range(len(x))]
+    for found in bn.check(Logit(layer(0, 1)), batches), bn.check(Logit(layer(0, 1)), x, labels=labels):
+        assert found.accuracy.inference == 1
+
+
 def test_accuracy_in_both_modes():
     model = Chain(layer(0, 1))
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from .case import GONE, Case, collected, epsilon_dominates, unlike, updates_until
 from .numbers import brief, count, digits
+from .rules.values import BACK
 
 __all__ = ["remedies"]
 
@@ -87,6 +90,9 @@ def _start_training(case: Case) -> str | None:
 def _restore(case: Case) -> str | None:
     if case.sign("BN101") is None and case.sign("BN102") is None:
         return None
+    trained = [each for each in (case.record.gamma, case.record.beta) if each is not None]
+    if not all(np.all(np.isfinite(each)) for each in trained):
+        return f"{BACK} Then look for the batch that brought it (a NaN in the input, an overflow in half precision)."
     return (
         "Go back to a checkpoint from before the damage, or estimate the statistics anew from data: batchnorm "
         "recalibrate MODEL --data FILE -o OUT. Then look for the batch that brought it (a NaN in the input, an "

@@ -94,8 +94,8 @@ def fold(
     Returns
     -------
     Folding
-        What was folded and what was not, each with its reason, and the proof: of each output the largest
-        difference as a share of its largest value, at most 1e-5 in float32. Where it fails nothing is written, and ``result`` is
+        What was folded and what was not, each with its reason, and the proof: of each output the largest difference as
+        a share of its largest value, at most 1e-5 in float32. Where it fails nothing is written, and ``result`` is
         None. A live model's copy is ``result``, in inference mode.
 
     Raises

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +13,10 @@ from batchnorm.errors import ArgumentError
 
 from .inputs import as_array
 
-__all__ = ["floats", "hits", "labels_beside", "labels_given"]
+__all__ = ["Answers", "floats", "labels_beside", "labels_given"]
 
 Array = NDArray[Any]
+HALF = 0.5
 ONE = 1e-3
 """How far the sum of a one-hot or smoothed row may be from 1."""
 
@@ -47,35 +49,66 @@ def labels_beside(value: Any, samples: int) -> Array | None:
     return array if array.ndim and len(array) == samples else None
 
 
-def hits(outputs: Any, labels: Array, start: int, who: str) -> NDArray[np.bool_] | None:
-    """Whether each answer is right; None where the labels fit no output of the model.
+@dataclass(slots=True)
+class Answers:
+    """The right answers of a model, counted batch by batch.
 
-    A class is the largest of an output's last axis, or of axis 1 of images with their channels first; a single number
-    says yes from .5 on, or from 0 where it leaves 0 to 1. Labels are classes, or one-hot rows.
-
-    Parameters
-    ----------
-    outputs : array, or dict or list of them
-        The first that the labels fit is theirs.
-    labels : array
-        One a sample, or one a position; of the latter those that are no class are left out, as losses do.
-    start : int
-        The number of the first sample, for the message.
-    who : str
-        Beginning of the message.
-
-    Raises
-    ------
-    ArgumentError
-        The label of a sample is no class of the model.
+    A class is the largest of an output's last axis, or of axis 1 of images with their channels first. A single number
+    says yes from .5 on, or from 0 where any of them leaves 0 to 1: only all batches together tell which. Labels are
+    classes, or one-hot rows.
     """
-    for scores in floats(outputs):
-        found = _one_hot(scores, labels)
-        found = _classes(scores, labels, start, who) if found is None else found
-        found = _yes(scores, labels) if found is None else found
-        if found is not None:
-            return found
-    return None
+
+    who: str
+    counted: int = 0
+    right: int = 0
+    right_from_zero: int = 0
+    beyond: int = 0  # batches with a single number outside of 0 to 1
+
+    def add(self, outputs: Any, labels: Array, start: int) -> bool:
+        """Count a batch; False where the labels fit no output of the model.
+
+        Parameters
+        ----------
+        outputs : array, or dict or list of them
+            The first that the labels fit is theirs.
+        labels : array
+            One a sample, or one a position; of the latter those that are no class are left out, as losses do.
+        start : int
+            The number of the first sample, for the message.
+
+        Raises
+        ------
+        ArgumentError
+            The label of a sample is no class of the model.
+        """
+        for scores in floats(outputs):
+            found = _one_hot(scores, labels)
+            found = _classes(scores, labels, start, self.who) if found is None else found
+            if found is not None:
+                self._count(found, found)
+                return True
+            if _says_yes(scores, labels):
+                answers, wanted = scores.ravel(), labels.ravel() > 0
+                self._count((answers > HALF) == wanted, (answers > 0) == wanted)
+                self.beyond += bool(answers.min() < 0 or answers.max() > 1)
+                return True
+        return False
+
+    def _count(self, right: NDArray[np.bool_], from_zero: NDArray[np.bool_]) -> None:
+        self.counted += right.size
+        self.right += int(right.sum())
+        self.right_from_zero += int(from_zero.sum())
+
+    @property
+    def sums(self) -> tuple[int, int, int, int]:
+        """What adds up over the parts of data that lie on several machines."""
+        return self.counted, self.right, self.right_from_zero, self.beyond
+
+    @staticmethod
+    def share(sums: Sequence[int]) -> float | None:
+        """The share of right answers; None where nothing was counted."""
+        counted, right, from_zero, beyond = sums
+        return (from_zero if beyond else right) / counted if counted else None
 
 
 def _one_hot(scores: Array, labels: Array) -> NDArray[np.bool_] | None:
@@ -110,11 +143,9 @@ def _refuse(labels: Array, known: NDArray[np.bool_], classes: int, start: int, w
     )
 
 
-def _yes(scores: Array, labels: Array) -> NDArray[np.bool_] | None:
-    if scores.size != len(scores) or labels.size != len(labels) or not np.isin(labels, (0, 1)).all():
-        return None
-    threshold = 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
-    return (scores.ravel() > threshold) == (labels.ravel() > 0)
+def _says_yes(scores: Array, labels: Array) -> bool:
+    """Whether an output is one number a sample, and the labels are no and yes."""
+    return scores.size == len(scores) and labels.size == len(labels) and bool(np.isin(labels, (0, 1)).all())
 
 
 def floats(outputs: Any) -> Iterator[Array]:

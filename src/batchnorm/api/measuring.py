@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from batchnorm.errors import ArgumentError, BatchnormError
 
 from .batches import Batch, Batches
 from .findings import Accuracy
-from .labels import floats, hits
+from .labels import Answers, floats
 from .padding import Apart, told
 
 __all__ = ["Run", "ordered", "run_on"]
@@ -154,8 +154,7 @@ class _Score:
         self._stack = contextlib.ExitStack()
         self._bench: Any = None
         self._asked = False
-        self._right = [0.0, 0.0]
-        self._counted = [0.0, 0.0]
+        self._answers = (Answers("check"), Answers("check"))
         self._unfit: tuple[tuple[int, ...], list[tuple[int, ...]]] | None = None
 
     def __enter__(self) -> None:
@@ -183,15 +182,12 @@ class _Score:
 
     def _count(self, mode: int, outputs: Any, batch: Batch) -> None:
         assert batch.labels is not None
-        right = hits(outputs, batch.labels, batch.start, "check")
-        if right is not None:
-            self._right[mode] += float(right.sum())
-            self._counted[mode] += right.size
-        else:
+        if not self._answers[mode].add(outputs, batch.labels, batch.start):
             self._unfit = self._unfit or (batch.labels.shape, [each.shape for each in floats(outputs)])
 
     def result(self, asked: bool) -> Accuracy | None:
-        if not self._counted[0]:
+        inference, training = (Answers.share(each.sums) for each in self._answers)
+        if inference is None:
             if asked and self._unfit is not None:
                 given, outputs = self._unfit
                 shapes = " or ".join(map(str, outputs)) or "no number"
@@ -200,7 +196,4 @@ class _Score:
                     "one class a sample, counted from 0, or one-hot rows."
                 )
             return None
-        shares = [
-            right / counted if counted else None for right, counted in zip(self._right, self._counted, strict=True)
-        ]
-        return Accuracy(cast("float", shares[0]), shares[1])
+        return Accuracy(inference, training)

@@ -10,7 +10,7 @@ import numpy as np
 from batchnorm.core.calibration import Bench
 from batchnorm.errors import BatchnormError
 
-from .labels import floats, hits
+from .labels import Answers, floats
 from .padding import left_out
 from .passes import Gather, alone, shared
 from .streams import Batch
@@ -47,8 +47,8 @@ def gap(
 
 
 def accuracy(bench: Bench, batches: Collection[Batch] | Any, gather: Gather) -> float | None:
-    """The share of labels that the model names (`hits`); None without such labels."""
-    parts, failure = (0, 0), None
+    """The share of labels that the model names (`Answers`); None without such labels."""
+    parts, failure = (0, 0, 0, 0), None
     try:
         parts = _counted(bench, batches)
     except BatchnormError as error:
@@ -56,18 +56,12 @@ def accuracy(bench: Bench, batches: Collection[Batch] | Any, gather: Gather) -> 
             raise
         failure = error
     parts = shared(gather, parts, failure)
-    right, total = (sum(part[place] for part in parts) for place in (0, 1))
-    return right / total if total else None
+    return Answers.share([sum(numbers) for numbers in zip(*parts, strict=True)])
 
 
-def _counted(bench: Bench, batches: Collection[Batch] | Any) -> tuple[int, int]:
-    right = total = 0
+def _counted(bench: Bench, batches: Collection[Batch] | Any) -> tuple[int, int, int, int]:
+    answers = Answers("recalibrate")
     for batch in batches:
-        found = (
-            None
-            if batch.labels is None
-            else hits(bench.outputs(batch.inputs), batch.labels, batch.start, "recalibrate")
-        )
-        if found is not None:
-            right, total = right + int(found.sum()), total + found.size
-    return right, total
+        if batch.labels is not None:
+            answers.add(bench.outputs(batch.inputs), batch.labels, batch.start)
+    return answers.sums

@@ -26,6 +26,8 @@ def test_non_finite_names_the_array_and_its_channels(role, bad):
     assert (hit.layer, hit.channels) == ("bn", (2,))
     assert role in hit.message
     assert role in hit.evidence
+    assert ("recalibrate" in hit.remedy) is (role.startswith("moving"))  # no data give a gamma or beta back
+    assert "checkpoint" in hit.remedy
 
 
 def test_negative_variance_and_swapped_statistics():

@@ -12,6 +12,7 @@ from . import channels as of
 from .finding import Hit, Level
 
 __all__ = [
+    "BACK",
     "cancellation_risk",
     "constant_channel",
     "dead_gamma",
@@ -26,6 +27,7 @@ RESTORE = (
     "Go back to a checkpoint from before the damage, or estimate the statistics anew from data: "
     "batchnorm recalibrate MODEL --data FILE -o OUT."
 )
+BACK = "Go back to a checkpoint from before the damage: a gamma or beta cannot be estimated from data."
 RECALIBRATE = "bn.recalibrate(model, loader)"
 DOMINATED_SHARE = 0.5
 """A fault of the input's scale moves all channels: the middle one lies below epsilon. Fewer are features that hardly
@@ -54,6 +56,7 @@ def non_finite(record: LayerRecord) -> Hit | None:
     if not bad:
         return None
     channels, names = of.indices(np.logical_or.reduce(list(bad.values()))), " and ".join(bad)
+    estimated = set(bad) <= {"moving_mean", "moving_variance"}
     where = of.named(channels, record.channels)
     return Hit(
         level="error",
@@ -61,8 +64,9 @@ def non_finite(record: LayerRecord) -> Hit | None:
         channels=channels,
         message=f"{names} not finite in {where}: the output there is NaN or infinite for every input.",
         short=f"{names} not finite in {of.some(channels, record.channels)}",
-        remedy=f"{RESTORE} Then look for the batch that brought it (a NaN in the input, an overflow).",
-        code=RECALIBRATE if set(bad) <= {"moving_mean", "moving_variance"} else "",
+        remedy=f"{RESTORE if estimated else BACK} Then look for the batch that brought it (a NaN in the input, an "
+        "overflow).",
+        code=RECALIBRATE if estimated else "",
         evidence={name: of.numbers(stored[name], of.indices(where)) for name, where in bad.items()},
     )
 
