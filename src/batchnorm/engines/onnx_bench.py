@@ -91,9 +91,7 @@ class OnnxBench:
     def trace(self, batch: Any, told: Told | None = None) -> Trace:
         """See `Bench`."""
         require_masks(self._path, self._opset, told)
-        entries = [node.input[0] for nodes in self._calls.values() for node in nodes]
-        found = self._run(batch, (), (), entries)
-        self._ranks = {name: np.ndim(found[name]) for name in entries}
+        self._learn_ranks(batch)
         self.outputs(batch)
         start = time.perf_counter()
         self.outputs(batch)
@@ -106,6 +104,12 @@ class OnnxBench:
         padded = along(told, self._shapes(batch))
         return Trace(order, self._feeds(), {name: last[name] / count for name in order}, True, seconds, padded)
 
+    def _learn_ranks(self, batch: Any) -> None:
+        """How many axes the input of each layer has; a batch of the data shows it."""
+        entries = [node.input[0] for nodes in self._calls.values() for node in nodes]
+        found = self._run(batch, (), (), entries)
+        self._ranks = {name: np.ndim(found[name]) for name in entries}
+
     def measure(
         self,
         batch: Any,
@@ -114,6 +118,8 @@ class OnnxBench:
         left_out: LeftOut | None = None,
     ) -> dict[str, Accumulator]:
         """See `Bench`."""
+        if not self._ranks:
+            self._learn_ranks(batch)
         masks = self._masks(batch, left_out, {*layers, *training})
         found = self._run(batch, tuple(sorted(layers)), tuple(sorted({*training} - empty(masks))), (), masks)
         measured: dict[str, Accumulator] = {}
@@ -131,6 +137,8 @@ class OnnxBench:
 
     def outputs(self, batch: Any, training: Collection[str] = (), left_out: LeftOut | None = None) -> Any:
         """See `Bench`."""
+        if training and not self._ranks:
+            self._learn_ranks(batch)
         masks = self._masks(batch, left_out, training)
         found = self._run(batch, (), tuple(sorted({*training} - empty(masks))), self._outputs, masks)
         return [found[name] for name in self._outputs]
