@@ -1,10 +1,11 @@
-"""`check --labels` on exported models: the accuracy in both modes is that of the live module."""
+"""`check` of exported models on data: the accuracy is that of the live module, and batches are those they take."""
 
 import numpy as np
 import pytest
 
 import batchnorm as bn
-from tests.api.test_fold import exported, trained
+from batchnorm.errors import ArgumentError
+from tests.api.test_fold import conv_norm, exported, saved, trained
 
 torch = pytest.importorskip("torch", reason="the models are exported from it")
 pytest.importorskip("onnx", reason="one of the formats")
@@ -30,3 +31,21 @@ def test_accuracy_of_a_file_in_both_modes(form, tmp_path):
     found = bn.check(place, x.numpy(), labels=labels.numpy(), batch_size=32)
     assert found.accuracy.training == 1
     assert found.accuracy.inference == pytest.approx(expected)
+
+
+def test_operators_too_old_for_training_mode_leave_the_other_accuracy(tmp_path):
+    place, labels = saved(conv_norm(opset=8, ir=3, as_inputs=True), tmp_path / "old.onnx"), np.zeros((5, 4, 4), int)
+    found = bn.check(place, np.ones((5, 3, 6, 6), "f4"), labels=labels)
+    assert found.accuracy.inference is not None
+    assert found.accuracy.training is None
+
+
+def test_a_model_exported_for_one_batch_size_is_run_so(tmp_path):
+    """torch.onnx.export fixes the batch unless told otherwise."""
+    place, x = saved(conv_norm(shape=(1, 3, 6, 6)), tmp_path / "m.onnx"), np.ones((20, 3, 6, 6), "f4")
+    assert bn.check(place, x).data.samples == 20
+    place = saved(conv_norm(shape=(8, 3, 6, 6)), tmp_path / "m.onnx")
+    with pytest.raises(ArgumentError, match=r"exported for 8 at a time: give whole batches of 8 \(batch size 8\)"):
+        bn.check(place, x)
+    with pytest.raises(ArgumentError, match=r"got shape \(8, 2, 6, 6\)$"):
+        bn.check(place, x[:8, :2])

@@ -131,13 +131,22 @@ def _run(read: Model, data: Any, labels: Any, batch_size: int | None, skip_nonfi
     with random_state_kept():  # a loader that shuffles draws from it
         batches = Batches(
             data,
-            batch_size or AT_ONCE,
+            batch_size or _at_once(read),
             labels,
             who="check",
             nonfinite="skip" if skip_nonfinite else "refuse",
             hint=f"A gap shows from {FEWEST} samples on, and well from a few hundred.",
         )
         return run_on(read, batches, batched, labelled=labels is not None)
+
+
+def _at_once(read: Model) -> int:
+    """How many samples of an array are run at once: as many as the model takes, where that is fixed."""
+    from batchnorm.engines.session import Lazy
+
+    runner: Any = getattr(read, "runner", None)
+    inputs = (runner.inputs if isinstance(runner, Lazy) else None) or ()
+    return next((one.shape[0] for one in inputs if one.shape and one.shape[0]), AT_ONCE)
 
 
 def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:

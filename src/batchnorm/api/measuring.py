@@ -18,7 +18,7 @@ from batchnorm.analysis.rules.measured import Measured, Measurements, Stream
 from batchnorm.core.graph import Graph
 from batchnorm.core.protocols import Model
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import ArgumentError, BatchnormError
+from batchnorm.errors import ArgumentError, BatchnormError, Refused
 
 from .batches import Batch, Batches
 from .findings import Accuracy
@@ -177,7 +177,8 @@ class _Score:
         if not self._asked:
             self._asked = True
             make: Any = getattr(self._model, "bench", None)
-            self._bench = None if make is None else make()
+            with contextlib.suppress(Refused):  # operators of a version in which training cannot be written
+                self._bench = None if make is None else make()
         return self._bench
 
     def _count(self, mode: int, outputs: Any, batch: Batch) -> None:

@@ -93,7 +93,9 @@ class Input:
         """
         given = np.asarray(value)
         if self.shape is not None and not _fits(given.shape, self.shape):
-            raise ArgumentError(f"the model wants {self}, batch first; got shape {given.shape}")
+            raise ArgumentError(
+                f"the model wants {self}, batch first; got shape {given.shape}{self._fixed(given.shape)}"
+            )
         if self.dtype is None or given.dtype == self.dtype:
             return np.ascontiguousarray(given)
         if given.dtype.kind not in "fiub" and given.dtype.name != "bfloat16":
@@ -104,6 +106,16 @@ class Input:
         if loses:
             raise ArgumentError(f"the model wants {self}; the {given.dtype} given hold values that it cannot")
         return cast_to
+
+    def _fixed(self, shape: tuple[int, ...]) -> str:
+        """What to do where the number of samples alone does not fit."""
+        wanted = self.shape or ()
+        if not wanted or not shape or wanted[0] is None or not _fits(shape[1:], wanted[1:]):
+            return ""
+        return (
+            f". It was exported for {wanted[0]} at a time: give whole batches of {wanted[0]} (batch size {wanted[0]}), "
+            "or export it with a free batch axis"
+        )
 
 
 def feed(x: Any, wanted: Sequence[Input]) -> dict[str, NDArray[Any]]:
