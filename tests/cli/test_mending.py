@@ -150,6 +150,12 @@ def test_freeze_and_unfreeze_a_keras_file(run, digits, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["f.keras", "t.keras"]
 
 
+@pytest.mark.parametrize("command", [["freeze"], ["recalibrate", "--debias"]], ids=["freeze", "recalibrate"])
+def test_a_copy_keeps_its_format(run, question, tmp_path, command):
+    refused(run(*command, question, "-o", tmp_path / "o.onnx"), "o.onnx must end in .keras")
+    assert not os.listdir(tmp_path)
+
+
 def test_folding_an_onnx_file_imports_no_other_framework(tmp_path):
     code = (
         "import sys; from batchnorm.cli import run; "

@@ -1,8 +1,10 @@
 """A file is written whole or not at all."""
 
+import os
+
 import pytest
 
-from batchnorm.core.output import replacing
+from batchnorm.core.output import check_same_format, replacing
 from batchnorm.errors import ArgumentError
 
 
@@ -65,3 +67,37 @@ def test_a_folder_that_is_not_there(tmp_path):
         replacing(tmp_path / "none" / "m") as temporary,
     ):
         temporary.write_bytes(b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a pipe stands for what is neither file nor folder")
+def test_a_device_is_never_replaced(tmp_path):
+    """Renaming over /dev/null, as root, would leave an ordinary file in its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with (
+        pytest.raises(ArgumentError, match="is a device or pipe, which is never"),
+        replacing(pipe, force=True),
+    ):
+        pytest.fail("the block must not begin")
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "fits"),
+    [
+        ("a.keras", "m.keras", True),
+        ("a.KERAS", "m.keras", True),
+        ("a.onnx", "m.keras", False),
+        ("a.pth", "m.pt", True),
+        ("a.h5", "m.weights.h5", True),
+        ("a.h5", "m.keras", False),
+        ("a", "m.keras", True),
+        ("a.onnx", "Sequential", True),
+    ],
+)
+def test_a_name_of_another_format_is_refused(path, source, fits):
+    if fits:
+        check_same_format(path, source)
+    else:
+        with pytest.raises(ArgumentError, match=rf"{path} must end in \.keras, as the model does"):
+            check_same_format(path, source)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batchnorm.analysis.fold_plan import Refusal
-from batchnorm.core.output import replacing
+from batchnorm.core.output import check_same_format, replacing
 from batchnorm.core.protocols import Model
 from batchnorm.errors import ArgumentError, NoBatchNorm
 
@@ -83,6 +83,7 @@ def _set(model: Any, out: str | os.PathLike[str] | None, force: bool, *, frozen:
         raise ArgumentError(f"{who}: a file is changed in a copy: give its path with -o (out=).")
     place = Path(read.path)
     is_file = place.is_file()
+    check_same_format(out, place)
     if read.format == "keras" and is_file:
         return _keras(read, hashed(model, read), Path(out), force, frozen)
     if read.format == "onnx" and is_file:

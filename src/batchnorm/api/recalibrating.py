@@ -137,7 +137,9 @@ def recalibrate(
     read = opened_model(model, weights, epsilon)
     template: Any = None if weights is None else load(weights)
     if out is not None:
-        output.check(out, source=read.path if template is None else template.path, force=force)
+        source = read.path if template is None else template.path
+        output.check(out, source=source, force=force)
+        output.check_same_format(out, source)
     reasons = left_alone(read, only, skip)
     records = [record.with_updates(updates, "option") for record in read.layers if record.name not in reasons]
     if not records:

@@ -10,9 +10,13 @@ from pathlib import Path
 
 from batchnorm.errors import ArgumentError
 
-__all__ = ["check", "check_is_no_input", "replacing"]
+__all__ = ["check", "check_is_no_input", "check_same_format", "replacing"]
 
 Place = str | os.PathLike[str]
+FORMATS = (
+    (".keras",), (".h5", ".hdf5"), (".onnx",), (".pt2",), (".pt", ".pth", ".ckpt", ".bin"), (".safetensors",),
+    (".tflite",),
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -33,7 +37,8 @@ def replacing(path: Place, *, source: Place | None = None, force: bool = False, 
     Raises
     ------
     ArgumentError
-        It is the source, or a folder; it exists and ``force`` is not given; its folder cannot be written, or is full.
+        It is the source, a folder or a device; it exists and ``force`` is not given; its folder cannot be written, or
+        is full.
     """
     check(path, source=source, force=force, option=option)
     place = Path(path)
@@ -54,13 +59,15 @@ def check(path: Place, *, source: Place | None = None, force: bool = False, opti
     Raises
     ------
     ArgumentError
-        It is the source, or a folder; it exists and ``force`` is not given; its folder is not there or cannot be
-        written.
+        It is the source, a folder or a device; it exists and ``force`` is not given; its folder is not there or
+        cannot be written.
     """
     place = Path(path)
     check_is_no_input(place, () if source is None else (source,))
     if place.is_dir():
         raise ArgumentError(f"{option}: {place} is a folder, which is never replaced; give a name that is not there.")
+    if place.exists() and not place.is_file():
+        raise ArgumentError(f"{option}: {place} is a device or pipe, which is never replaced; give the name of a file.")
     if place.exists() and not force:
         raise ArgumentError(f"{option}: {place} exists; pass --force to replace it.")
     folder = place.parent
@@ -82,6 +89,25 @@ def check_is_no_input(path: Place, sources: Iterable[Place]) -> None:
     for source in sources if place.exists() else ():
         if Path(source).exists() and place.samefile(source):
             raise ArgumentError(f"-o: {place} is the input, which is never overwritten; give another path.")
+
+
+def check_same_format(path: Place, source: Place, option: str = "-o") -> None:
+    """Refuse a name that says another format than that of the source, of which a changed copy is written.
+
+    Raises
+    ------
+    ArgumentError
+        The endings are those of two formats.
+    """
+    given, own = (_family(each) for each in (path, source))
+    if given and own and given != own:
+        raise ArgumentError(f"{option}: {os.fspath(path)} must end in {' or '.join(own)}, as the model does.")
+
+
+def _family(path: Place) -> tuple[str, ...]:
+    """The endings of the format that a name tells; none where it tells none."""
+    name = os.fspath(path).lower()
+    return next((each for each in FORMATS if name.endswith(each)), ())
 
 
 def _remove(place: Path) -> None:

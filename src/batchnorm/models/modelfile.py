@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from batchnorm.core.calibration import Bench
 from batchnorm.core.graph import Graph, LazyGraph
-from batchnorm.core.output import replacing
+from batchnorm.core.output import check_same_format, replacing
 from batchnorm.core.protocols import Capture
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import ModelFileError, Refused, UnknownLayer
@@ -152,12 +152,13 @@ class ModelFile:
         Raises
         ------
         ArgumentError
-            It is the file itself; it exists; it cannot be written.
+            It is the file itself; it exists; it cannot be written; its ending is that of another format.
         Refused
             The format cannot be written, or not with these statistics.
         """
         if self.writer is None:
             raise Refused(f"{self.path}: statistics cannot be written into a {self.format} model.")
+        check_same_format(path, self.path)
         with replacing(path, source=self.path, force=force) as temporary:
             self.writer(temporary, self.changed)
             if self.marker is not None and self.method is not None:
