@@ -71,9 +71,24 @@ def test_settings_of_the_project(elsewhere, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "text", ["[tool.batchnorm]\nignor = []", '[tool.batchnorm]\nselect = "BN1"', "[tool]\nbatchnorm = 1", "x ="]
+    "text",
+    [
+        "[tool.batchnorm]\nignor = []",
+        '[tool.batchnorm]\nselect = "BN1"',
+        "[tool]\nbatchnorm = 1",
+        "x =",
+        '[tool.batchnorm]\nignore = ["BN9"]',
+        "[tool.batchnorm]\nselect = []",
+    ],
 )
 def test_settings_that_cannot_be_used(elsewhere, text, capsys):
     settings(elsewhere, text)
     assert run(["check", QUESTION]) == 2
     assert "pyproject.toml" in capsys.readouterr().err
+
+
+def test_a_tool_that_is_no_table_is_none_of_ours(elsewhere):
+    settings(elsewhere, "tool = 3\n[project]")
+    assert run(["check", QUESTION]) == 1
+    settings(elsewhere, "[tool.batchnorm]\nignore = []")
+    assert run(["check", QUESTION]) == 1

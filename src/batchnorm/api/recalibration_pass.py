@@ -150,10 +150,10 @@ class _Work:
     def _announce(self, levels: Sequence[Level], forwards: float, trace: Trace) -> None:
         total = self.stream.batches
         seconds = None if total is None else trace.seconds * forwards * total
-        passes = f"{len(levels)} pass{'es' if len(levels) > 1 else ''} over the data, {forwards:.3g} forwards' worth"
+        passes = f"{len(levels)} pass{'es' if len(levels) > 1 else ''} over the data, worth {forwards:.3g} forwards"
         rounds = any(level.cyclic for level in levels)
         more = " and more where a layer feeds itself" if rounds else ""
-        time = "" if seconds is None else f", about {_duration(seconds)}"
+        time = "" if seconds is None else f", {_duration(seconds)}"
         again = ", going on from the checkpoint" if self.checkpoint.resumes else ""
         self.options.progress.begin(
             f"{self.options.method}: {passes}{more}{time}{again}.",
@@ -193,7 +193,7 @@ def _sides(before: float | None, after: float | None) -> Sides | None:
 def _duration(seconds: float) -> str:
     if seconds < 1:
         return "under a second"
-    return (
+    return "about " + (
         f"{seconds:.0f} s"
         if seconds < 120
         else f"{seconds / 60:.0f} min"

@@ -10,7 +10,7 @@ from batchnorm.errors import ArgumentError
 
 from .findings import RuleBook
 
-__all__ = ["chosen_rules", "page", "rules"]
+__all__ = ["chosen_rules", "matching", "page", "rules"]
 
 
 def rules(code: str | None = None) -> RuleBook:
@@ -49,13 +49,22 @@ def chosen_rules(
     ArgumentError
         A code, beginning of codes or name that fits no rule.
     """
-    wanted = RULES if select is None else _matching(select, "--select")
-    unwanted = () if ignore is None else _matching(ignore, "--ignore")
+    wanted = RULES if select is None else matching(select, "--select")
+    unwanted = () if ignore is None else matching(ignore, "--ignore")
     return tuple(rule for rule in wanted if rule not in unwanted)
 
 
-def _matching(codes: Iterable[str] | str, option: str) -> tuple[Rule, ...]:
+def matching(codes: Iterable[str] | str, option: str) -> tuple[Rule, ...]:
+    """The rules of codes, beginnings of codes or names; ``option`` begins the message.
+
+    Raises
+    ------
+    ArgumentError
+        A code that fits no rule; none at all to select, which would find nothing in any model.
+    """
     parts = codes.split(",") if isinstance(codes, str) else list(codes)
+    if not parts and option.endswith("select"):
+        raise ArgumentError(f"{option}: no rule at all; leave it out for all of them, or give codes as BN101, or BN1.")
     found: set[str] = set()
     for part in (text.strip() for text in parts):
         fitting = {rule.code for rule in RULES if part and _fits(rule, part)}

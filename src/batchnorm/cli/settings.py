@@ -30,7 +30,8 @@ def project_settings(start: Path | None = None) -> dict[str, Any]:
         whole = tomllib.loads(place.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{place}: cannot be read as TOML ({error}).") from None
-    own: Any = whole.get("tool", {}).get("batchnorm", {})
+    tool: Any = whole.get("tool", {})
+    own: Any = cast("dict[str, Any]", tool).get("batchnorm", {}) if isinstance(tool, dict) else {}
     _validate(own, place)
     return cast("dict[str, Any]", own)
 
@@ -48,3 +49,11 @@ def _validate(own: Any, place: Path) -> None:
             raise ArgumentError(f"{place}: [tool.batchnorm] has no setting {key!r}; there are select, ignore, fail-on.")
         if not good:
             raise ArgumentError(f"{place}: [tool.batchnorm] {key} must be {wanted}; got {value!r}.")
+        if key in LISTS:
+            _validate_codes(cast("list[str]", value), f"{place}: [tool.batchnorm] {key}")
+
+
+def _validate_codes(codes: list[str], where: str) -> None:
+    from batchnorm.api.rulebook import matching
+
+    matching(codes, where)
