@@ -473,6 +473,19 @@ def test_freezing_where_the_batchs_own_statistics_are_used(tmp_path):
     assert found.output is None
 
 
+def test_freezing_where_a_branch_takes_the_new_mean(tmp_path):
+    """A branch sees what is around it, by name: without the moving mean under that name the graph would be broken."""
+    node, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    branch = onnx.helper.make_graph([node("Neg", ["m"], ["z"])], "b", [], [info("z", onnx.TensorProto.FLOAT, None)])
+    nodes = [node("BatchNormalization", ["x", *NORM], ["y", "m", "v"], name="bn", training_mode=1),
+             node("If", ["yes"], ["minus"], then_branch=branch, else_branch=branch)]  # fmt: skip
+    weights = vectors(3) | {"yes": np.array(True)}
+    found = bn.freeze(saved(model_of(nodes, weights, more=("minus",)), tmp_path / "t.onnx"), tmp_path / "i.onnx")
+    assert found.changed == ("bn",)
+    got, _ = bn.load(tmp_path / "i.onnx").run(np.ones((2, 3, 6, 6), "f4"))
+    np.testing.assert_array_equal(got["minus"], -vectors(3)["mean"])
+
+
 def test_freezing_keeps_external_data_where_they_are(tmp_path):
     node = onnx.helper.make_node
     nodes = [node("BatchNormalization", ["x", *NORM], ["y"], name="bn", training_mode=1)]

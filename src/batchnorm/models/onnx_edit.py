@@ -16,7 +16,7 @@ from batchnorm.errors import ModelFileError, Refused, require
 
 from .change import Change
 
-__all__ = ["changed", "fold", "in_other_files", "loaded", "save"]
+__all__ = ["all_nodes", "changed", "fold", "in_other_files", "loaded", "save", "subgraphs"]
 
 PURPOSE = "Changing .onnx files"
 FEWEST_VERSIONS = 4
@@ -177,12 +177,12 @@ def _bypass(graph: Any, through: Mapping[str, str]) -> None:
         return value
 
     renamed = {source(value): value for value in through if value in outputs}
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         for at, name in enumerate(node.input):
             node.input[at] = renamed.get(source(name), source(name))
         for at, name in enumerate(node.output):
             node.output[at] = renamed.get(name, name)
-    for inner in _subgraphs(graph):
+    for inner in subgraphs(graph):
         for each in inner.output:
             each.name = renamed.get(source(each.name), source(each.name))
     gone = {*through, *renamed} - set(renamed.values())
@@ -191,24 +191,26 @@ def _bypass(graph: Any, through: Mapping[str, str]) -> None:
         graph.value_info.remove(info)
 
 
-def _all_nodes(graph: Any) -> Iterable[Any]:
+def all_nodes(graph: Any) -> Iterable[Any]:
+    """The nodes of a graph or function, and those of their branches and loops."""
     yield from graph.node
-    for inner in _subgraphs(graph):
+    for inner in subgraphs(graph):
         yield from inner.node
 
 
-def _subgraphs(graph: Any) -> Iterable[Any]:
+def subgraphs(graph: Any) -> Iterable[Any]:
+    """The branches and loops of a graph or function, however deep."""
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield inner
-                yield from _subgraphs(inner)
+                yield from subgraphs(inner)
 
 
 def _drop_unused(graph: Any, names: Iterable[str]) -> None:
     """Take out constants that nothing uses any more."""
-    used = {name for node in _all_nodes(graph) for name in node.input} | {each.name for each in graph.output}
-    used |= {each.name for inner in _subgraphs(graph) for each in inner.output}
+    used = {name for node in all_nodes(graph) for name in node.input} | {each.name for each in graph.output}
+    used |= {each.name for inner in subgraphs(graph) for each in inner.output}
     for name in dict.fromkeys(names):
         if not name or name in used:
             continue

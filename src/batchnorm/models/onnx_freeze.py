@@ -12,6 +12,7 @@ from typing import Any
 from batchnorm.errors import ModelFileError, require
 
 from .onnx_beside import copied
+from .onnx_edit import all_nodes, subgraphs
 
 __all__ = ["freeze", "without_data", "write"]
 
@@ -90,7 +91,8 @@ def _is_training(node: Any, opset: int) -> bool:
 
 def _users(holder: Any, value: str) -> bool:
     outputs = {each if isinstance(each, str) else each.name for each in holder.output}
-    return value in outputs or any(value in node.input for node in holder.node)
+    outputs |= {each.name for inner in subgraphs(holder) for each in inner.output}
+    return value in outputs or any(value in node.input for node in all_nodes(holder))
 
 
 def _batch_outputs_used(holder: Any, node: Any) -> str | None:
