@@ -327,3 +327,33 @@ def test_a_cast_to_whole_numbers_is_no_mere_name(form, tmp_path):
             found = bn.fold(tmp_path / "m.pt2", tmp_path / "out.pt2", force=True)
         assert found.holds is folds
         assert folds or "another operation (to" in found.refused[0].why
+
+
+class Overwriting(nn.Module):
+    """What feeds the batch normalization is written over before the convolution that it feeds."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.b, self.c, self.d, self.how = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Dropout(), how
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = x * 1
+        y = self.b(x)
+        z = self.d(x)
+        z = {"module": self.relu, "method": lambda z: z.clamp_(min=0), "argument": lambda z: torch.relu_(z),
+             "other": torch.relu}[self.how](z)  # fmt: skip
+        return self.c(y) + z
+
+
+@pytest.mark.parametrize("form", ["live", "pt2"])
+@pytest.mark.parametrize("how", ["module", "method", "argument", "other"])
+def test_what_works_in_place_on_what_feeds_it_keeps_it_where_it_is(how, form, tmp_path):
+    model, x = trained(Overwriting(how)), torch.randn(8, 3, 6, 6)
+    if form == "live":
+        found = bn.fold(model, data=x.numpy())
+    else:
+        torch.export.save(torch.export.export(model, (x,)), tmp_path / "m.pt2")
+        found = bn.fold(tmp_path / "m.pt2", tmp_path / "out.pt2", data=x.numpy())
+    assert found.holds is (how == "other")
+    assert how == "other" or "works in place on what feeds it, and c" in found.refused[0].why

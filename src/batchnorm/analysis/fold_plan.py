@@ -18,6 +18,7 @@ from .folding import Affine, Linear, affine_of, fits
 __all__ = ["Edit", "Fold", "Plan", "Refusal", "planned"]
 
 LINEAR = ("conv", "conv_transpose", "dense")
+VIEWS = ("identity", "dropout", "stochastic_depth", "reshape")
 SHOWN = 3
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 BORDER = "it comes before a {} that {}, and the border would see the shift: what lies outside is 0 there, not the shift"
@@ -221,7 +222,19 @@ class _Planner:
                 raise _No(BORDER.format("transposed convolution", "gives its border fewer taps"))
             if user.settings.get("pads"):
                 raise _No(BORDER.format("convolution", "pads"))
+        if (writer := self._written_over(norm.inputs[0])) is not None:
+            raise _No(f"{writer.name} works in place on what feeds it, and {user.name} reads that later")
         self._merge(norm, user, affine, "before")
+
+    def _written_over(self, value: str) -> Operation | None:
+        """An operation that may write into a value, or into what is the same memory under another name."""
+        for user in self._graph.consumers(value):
+            if user.settings.get("in_place"):
+                return user
+            found = self._written_over(user.outputs[0]) if user.kind in VIEWS and user.outputs else None
+            if found is not None:
+                return found
+        return None
 
     def _merge(self, norm: Operation, target: Operation, affine: Affine, where: str) -> None:
         edit = self._edits.get(id(target)) or _opened(target)

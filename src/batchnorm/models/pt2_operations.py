@@ -115,7 +115,7 @@ class _Builder:
         norm = norm_of(node, self._state)
         kind, settings = self._described(operator, arguments, node["target"], inputs)
         weights: dict[str, Callable[[], Array]] = {}
-        settings |= {"node": outputs[0]}
+        settings |= {"node": outputs[0]} | ({"in_place": True} if operator.endswith("_") else {})
         if (order := self._permutation(operator, arguments, inputs)) is not None:
             settings["permutation"] = order
         shared = False

@@ -29,6 +29,7 @@ RESHAPES = ("Flatten", "Unflatten", "PixelShuffle", "PixelUnshuffle", "ChannelSh
 DROPOUTS = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout")
 STOCHASTIC_DEPTHS = ("StochasticDepth", "DropPath")
 PADS = ("ReflectionPad", "ReplicationPad", "ZeroPad", "ConstantPad", "CircularPad")
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")
 SHOWN = 200
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 """Class -> where the module is that it runs."""
@@ -130,7 +131,8 @@ class _Builder:
                 inputs=inputs,
                 outputs=(node.name,),
                 settings=({} if moved is None else {"permutation": moved})
-                | ({} if to is None or rounds else {"computes": str(to).removeprefix("torch.")}),
+                | ({} if to is None or rounds else {"computes": str(to).removeprefix("torch.")})
+                | ({"in_place": True} if _writes(operator, node) else {}),
             )
         path = str(node.target)
         module = self._modules[path]
@@ -141,6 +143,8 @@ class _Builder:
             settings["unfoldable"] = f"is called with more than its input ({', '.join(inputs[1:])})"
         tensors = {id(each) for each in (*module.parameters(), *module.buffers())}
         is_shared = calls[id(module)] > 1 or bool(tensors & (taken | shares))
+        if getattr(module, "inplace", False) is True:
+            settings["in_place"] = True
         return Operation(
             name=self._names.get(id(module), path), kind=kind, operator=type(module).__name__, weights=weights,
             settings={**settings, "module": path}, shared=is_shared,
@@ -164,6 +168,12 @@ def _permutation(operator: str, arguments: tuple[Any, ...]) -> tuple[int, ...] |
     if operator in ("transpose", "swapaxes") and sorted(map(str, order)) == ["1", "2"]:
         return (0, 2, 1)  # the other axes of more stay where they are
     return None
+
+
+def _writes(operator: str, node: Any) -> bool:
+    """Whether a call writes into its first argument."""
+    is_named_so = operator.endswith("_") and not operator.endswith("__")
+    return is_named_so or operator in IN_PLACE or node.kwargs.get("inplace") is True
 
 
 def _cast(operator: str, node: Any) -> Any:
