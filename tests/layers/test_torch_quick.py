@@ -90,15 +90,25 @@ def test_with_residual_and_activation(monkeypatch, started, activation):
     torch.testing.assert_close(y, made(x, residual), rtol=0, atol=1e-5)
 
 
+def every_second():
+    """A number for each of 6 channels, which do not lie next to each other."""
+    return torch.arange(1.0, 13.0).reshape(6, 2)[:, 0]
+
+
 CHANGES = {
     "eps": lambda layer: setattr(layer, "eps", 0.5),
     "momentum": lambda layer: setattr(layer, "momentum", 0.7),
     "weight": lambda layer: setattr(layer, "weight", torch.nn.Parameter(torch.full((6,), 3.0))),
     "no weight": lambda layer: layer.register_parameter("weight", None),
     "weight's data": lambda layer: setattr(layer.weight, "data", torch.full((6,), 3.0)),
-    "a view as the weight's data": lambda layer: setattr(layer.weight, "data", torch.full((6, 2), 3.0)[:, 0]),
+    "a view as the weight's data": lambda layer: setattr(layer.weight, "data", every_second()),
     "mean": lambda layer: setattr(layer, "running_mean", torch.full((6,), 3.0)),
     "mean's data": lambda layer: setattr(layer.running_mean, "data", torch.full((6,), 3.0)),
+    "a view as the mean's data": lambda layer: setattr(layer.running_mean, "data", every_second()),
+    "a view as the variance's data": lambda layer: setattr(layer.running_var, "data", every_second()),
+    "a view as the data of what is skipped": lambda layer: setattr(
+        layer.skipped_updates, "data", torch.zeros((6, 2), dtype=torch.int64)[:, 0]
+    ),
     "shared memory": lambda layer: [each.share_memory_() for each in layer.state_dict().values()],
     "the counter's data": lambda layer: setattr(layer.num_batches_tracked, "data", torch.tensor(7)),
     "no counter": lambda layer: setattr(layer, "num_batches_tracked", None),
@@ -118,9 +128,10 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", CHANGES)
-def test_nothing_of_what_has_changed_is_remembered(name):
-    made, fresh = bt.BatchNorm1d(6), bt.BatchNorm1d(6)
+def test_nothing_of_what_has_changed_is_remembered(name, training):
+    made, fresh = bt.BatchNorm1d(6).train(training), bt.BatchNorm1d(6).train(training)
     x = numbers(8, 6, 9)
     for layer in (made, fresh):
         torch.manual_seed(1)
@@ -132,6 +143,32 @@ def test_nothing_of_what_has_changed_is_remembered(name):
         CHANGES[name](layer)
     for _ in range(2):
         agree(run(made, x), run(fresh, x))
+
+
+def test_statistics_that_are_trained_get_their_gradients():
+    made, x = bt.BatchNorm1d(6, affine=False).eval(), numbers(8, 6)
+    for _ in range(2):
+        made(x)
+    statistics = made.running_mean.requires_grad_(), made.running_var.requires_grad_()
+    theirs = torch.nn.functional.batch_norm(x.double(), *(each.detach().double() for each in statistics))
+    for _ in range(3):
+        y = made(x)
+        torch.testing.assert_close(y.double(), theirs, rtol=1e-6, atol=1e-6)
+        of_mean, of_variance = torch.autograd.grad(y.sum(), statistics)
+        # At mean 0, variance 1 the derivatives are -1 and -x/2 a sample, over the root of 1 + epsilon, or its cube.
+        torch.testing.assert_close(of_mean, torch.full((6,), -8 / (1 + 1e-5) ** 0.5))
+        torch.testing.assert_close(of_variance, x.sum(0) / -2 / (1 + 1e-5) ** 1.5, rtol=1e-5, atol=1e-5)
+    for each in statistics:
+        each.requires_grad_(False)
+    assert not made(x).requires_grad
+
+
+def test_a_layer_made_of_another_remembers_nothing_of_it():
+    made, x = bt.BatchNormAct1d(6), numbers(8, 6)
+    for _ in range(2):
+        made(x)
+    assert made.__dict__["_known"]
+    assert not bt.SyncBatchNorm.convert_sync_batchnorm(made).__dict__.get("_known")
 
 
 def test_errors_are_those_of_the_first_call():
@@ -214,6 +251,26 @@ def test_saved_tensors_that_come_back_otherwise():
             (found,) = torch.autograd.grad(y, x, numbers(4, 6, 5, 7, seed=3))
             # Another memory order adds in another order, or is composed in float32: a few roundings of the largest.
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_saved_tensors_that_come_back_in_another_type(in_subprocess, adds):
+    # Read by the kernel as float32 they would end in the middle: a subprocess, for memory may be written over.
+    code = f"""
+import torch, batchnorm.torch as bt
+torch.manual_seed(0)
+x, made = torch.randn(64, 16, 9).requires_grad_(), bt.BatchNormAct1d(16)
+given = (x, torch.randn(64, 16, 9)) if {adds} else (x,)
+wanted, = torch.autograd.grad(made(*given).pow(2).sum(), x)
+for unpack in (torch.Tensor.bfloat16, torch.Tensor.float):
+    for _ in range(3):
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.bfloat16, unpack):
+            y = made(*given)
+            total = y.pow(2).sum()
+        found, = torch.autograd.grad(total, x)
+        print(((found - wanted).norm() / wanted.norm()).item() < 0.05)
+"""
+    assert in_subprocess(code).split() == ["True"] * 6
 
 
 def test_parameters_that_are_not_trained_get_no_gradient(started):

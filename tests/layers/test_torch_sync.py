@@ -10,6 +10,7 @@ import torch.distributed as dist
 import batchnorm.torch as bt
 
 SIZES = {"unequal": (5, 1, 3, 2), "empty": (4, 0, 3, 0), "groups": (3, 2, 0, 4), "single": (1, 1, 1, 1)}
+EVEN = (2, 2, 2, 2)
 WORLD, CHANNELS = 4, 3
 GROUPS = ([0, 1], [2, 3])
 
@@ -118,6 +119,20 @@ def compiled(x):
     return {"y": y.detach(), "x": x.grad, "mean": layer.running_mean}
 
 
+def converted_after_calls(x):
+    """As a model is converted that has run before: what the plain layer remembers of its calls is not for this one."""
+    layer = bt.BatchNorm1d(CHANNELS)
+    for _ in range(3):
+        layer(x)
+    layer.reset_running_stats()
+    layer = bt.SyncBatchNorm.convert_sync_batchnorm(layer)
+    x = x.clone().requires_grad_()
+    for _ in range(2):
+        y = layer(x)
+    y.pow(3).sum().backward()
+    return {"y": y.detach(), "x": x.grad, "mean": layer.running_mean}
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
@@ -135,6 +150,8 @@ def worker(rank, folder):
     x, _, _ = (share(each, SIZES["unequal"], [rank]) for each in joined(SIZES["unequal"]))
     results["parallel"] = data_parallel(x, sum(SIZES["unequal"]))
     results["compiled"] = compiled(x)
+    x, _, _ = (share(each, EVEN, [rank]) for each in joined(EVEN))
+    results["converted"] = converted_after_calls(x)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -200,6 +217,19 @@ def test_compiled_without_graph_breaks_it_still_communicates(ranks):
     torch.testing.assert_close(torch.cat([rank["compiled"]["y"] for rank in ranks]), y.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(torch.cat([rank["compiled"]["x"] for rank in ranks]), leaf.grad, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(ranks[1]["compiled"]["mean"], layer.running_mean)
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_converted_after_calls_communicates(ranks):
+    x, _, _ = joined(EVEN)
+    layer, leaf = bt.BatchNorm1d(CHANNELS), x.clone().requires_grad_()
+    for _ in range(2):
+        y = layer(leaf)
+    y.pow(3).sum().backward()
+    torch.testing.assert_close(torch.cat([rank["converted"]["y"] for rank in ranks]), y.detach(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(torch.cat([rank["converted"]["x"] for rank in ranks]), leaf.grad, rtol=1e-6, atol=1e-5)
+    for rank in ranks:
+        torch.testing.assert_close(rank["converted"]["mean"], layer.running_mean, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow

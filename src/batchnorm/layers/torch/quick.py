@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import fast
-from .fast import NOWHERE, run_for
+from .fast import run_for
 from .function import How
 from .memory import OWN, follows, in_eager_mode, lies_there, plain, wide_type
 from .recompute import inside_backward
@@ -57,8 +57,9 @@ NOTHING = Known()
 class _Ready:
     """A call of one kind, on these tensors.
 
-    ``nbytes`` and ``stored`` are the lengths of gamma and of mean; ``use`` is what becomes of mean and variance;
-    ``written`` are the tensors that a call writes to and autograd keeps a version of.
+    ``lie`` is where each of those that the kernel reads or writes begins, and its length; ``use`` is what becomes of mean
+    and variance, and ``statistics`` their addresses for it; ``written`` are the tensors that a call writes to and
+    autograd keeps a version of.
     """
 
     run: Any
@@ -69,9 +70,9 @@ class _Ready:
     tracked: Any
     skipped: Any
     remaining: Any
-    nbytes: int
-    stored: int
+    lie: tuple[tuple[Tensor, int, int], ...]
     use: int
+    statistics: tuple[int, int, int, int]
     written: tuple[Tensor, ...]
 
 
@@ -90,40 +91,32 @@ def call(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
         return layer._normalize(x, None, residual)
     if ready is False:
         return layer._normalize(x, None, residual)
-    statistics = _where(ready, own["_parameters"].get, own["_buffers"].get)
-    if statistics is None:
+    if not _holds(ready, own["_parameters"].get, own["_buffers"].get):
         known.pop(kind, None)
         return _first(layer, x, residual, kind)
-    y, _ = start(x, ready.gamma, ready.beta, residual, ready.run, statistics)
+    y, _ = start(x, ready.gamma, ready.beta, residual, ready.run, ready.statistics)
     if ready.written:
         increment_version(ready.written)
     return y
 
 
-def _where(ready: _Ready, parameter: Any, buffer: Any) -> tuple[int, int, int, int] | None:
-    """Addresses of the statistics; None unless the layer still has the tensors that were checked, as they were."""
-    gamma, beta, mean, variance = ready.gamma, ready.beta, ready.mean, ready.variance
-    tracked, skipped, nbytes, stored = ready.tracked, ready.skipped, ready.nbytes, ready.stored
+def _holds(ready: _Ready, parameter: Any, buffer: Any) -> bool:
+    """Whether the layer still has the tensors that were checked, and they still lie as they did."""
+    mean, variance = ready.mean, ready.variance
     if not (
-        parameter("weight", ready) is gamma
-        and parameter("bias", ready) is beta
+        parameter("weight", ready) is ready.gamma
+        and parameter("bias", ready) is ready.beta
         and buffer("running_mean", ready) is mean
         and buffer("running_var", ready) is variance
-        and buffer("num_batches_tracked", ready) is tracked
-        and buffer("skipped_updates", ready) is skipped
+        and buffer("num_batches_tracked", ready) is ready.tracked
+        and buffer("skipped_updates", ready) is ready.skipped
         and buffer("remaining", ready) is ready.remaining
-        and (gamma is None or (gamma.nbytes == nbytes and gamma.is_cpu))
-        and (beta is None or (beta.nbytes == nbytes and beta.is_cpu))
-        and (tracked is None or tracked.nbytes == 8)
-        and (mean is None or (mean.nbytes == stored and variance.nbytes == stored and mean.is_cpu))
     ):
-        return None
-    if mean is None or variance is None or ready.use == UNUSED:
-        return NOWHERE
-    if ready.use == READ:
-        return mean.data_ptr(), variance.data_ptr(), 0, 0
-    skips, counts = 0 if skipped is None else skipped.data_ptr(), 0 if tracked is None else tracked.data_ptr()
-    return mean.data_ptr(), variance.data_ptr(), skips, counts
+        return False
+    for tensor, address, nbytes in ready.lie:  # the same tensor can be given other memory: ``weight.data = ...``
+        if tensor.data_ptr() != address or tensor.nbytes != nbytes or not tensor.is_contiguous():
+            return False
+    return ready.use != READ or not (mean.requires_grad or variance.requires_grad)
 
 
 def _beside(residual: Any, x: Tensor, strides: Any) -> bool:
@@ -155,7 +148,8 @@ def _ready(layer: Any, x: Tensor, adds: bool) -> _Ready | None:
     training, how = layer.training and not layer.frozen, How(layer.eps, layer.activation)
     run, written, use = None, (), UNUSED
     if not training and mean is not None and variance is not None:
-        if mean.dtype in FLOATS_HERE and all(_exact(each, x, mean.dtype) for each in (mean, variance)):
+        fixed = not (mean.requires_grad or variance.requires_grad)  # else they are for operations that autograd follows
+        if fixed and mean.dtype in FLOATS_HERE and all(_exact(each, x, mean.dtype) for each in (mean, variance)):
             run, use = run_for(x, how, adds, None, None, mean.dtype), READ
     elif mean is None or variance is None or not (training and layer.track_running_stats) or inside_backward():
         run = run_for(x, how, adds, None, None)
@@ -166,9 +160,11 @@ def _ready(layer: Any, x: Tensor, adds: bool) -> _Ready | None:
     if run is None:
         return None
     run.exact = True
-    nbytes = x.shape[1] * wide_type(x.dtype).itemsize
-    stored = 0 if mean is None else mean.nbytes
-    return _Ready(run, gamma, beta, mean, variance, tracked, skipped, remaining, nbytes, stored, use, written)
+    read = (gamma, beta), (gamma, beta, mean, variance), (gamma, beta, mean, variance, tracked, skipped)
+    lie = tuple((each, each.data_ptr(), each.nbytes) for each in read[use] if each is not None)
+    places = {UNUSED: (), READ: (mean, variance), UPDATED: (mean, variance, skipped, tracked)}[use]
+    statistics = (*(0 if each is None else each.data_ptr() for each in places), 0, 0, 0, 0)[:4]
+    return _Ready(run, gamma, beta, mean, variance, tracked, skipped, remaining, lie, use, statistics, written)
 
 
 def _exact(values: Tensor | None, x: Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -126,11 +126,10 @@ class Fast(torch.autograd.Function):
             in_eager_mode()
             and type(grad) is Tensor
             and lies_there(grad)
-            and x.stride() == run.strides
-            and lies_there(x)
+            and _as_before(x, grad, run)
             and (gamma is None or lies_there(gamma))
             and (beta is None or lies_there(beta))
-            and (residual is None or (residual.stride() == run.strides and lies_there(residual)))
+            and (residual is None or _as_before(residual, grad, run))
         ):
             needed = ctx.needs_input_grad
             after = After(needed[0], of_beta, x.dtype if needed[3] else None)
@@ -142,6 +141,11 @@ class Fast(torch.autograd.Function):
             wanted = of_gamma, of_beta if needs_beta else None, needs_residual
             found = backward(run, address_of(memory) + 8 * MEAN, grad, x, gamma, beta, residual, wanted)
         return *found, None, None, None
+
+
+def _as_before(saved: Tensor, grad: Tensor, run: Run) -> bool:
+    """Whether what was saved lies as it did: hooks on saved tensors may bring it back in another type or order."""
+    return saved.stride() == run.strides and saved.nbytes == grad.nbytes and lies_there(saved)
 
 
 apply: Any = super(torch.autograd.Function, Fast).apply  # pyright: ignore[reportAttributeAccessIssue]

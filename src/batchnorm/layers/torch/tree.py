@@ -43,6 +43,7 @@ def reborn(layer: nn.Module, kind: type[nn.Module]) -> Any:
     """``layer`` as a ``kind``: the same parameters, buffers, hooks, flags and attributes in a new object."""
     new = kind.__new__(kind)
     new.__dict__.update(layer.__dict__)
+    new.__dict__.pop("_known", None)  # of the calls of a ``layer`` of ours; another kind makes them otherwise
     # The dicts of hooks stay shared: a handle removes its hook from the dict that it was given.
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         new.__dict__[name] = layer.__dict__[name].copy()
