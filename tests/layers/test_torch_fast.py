@@ -168,6 +168,22 @@ def test_gradients_that_lie_otherwise(taken):
     assert len(taken) == 2
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_last_with_a_last_axis_of_one_and_a_gradient_that_lies_otherwise(taken, training):
+    # As a sequence (N, L, C) comes to a 2-D layer. torch 2.13 takes the gradient, a contiguous one, for channels last:
+    # the sum of its 36 numbers, which is bias' gradient, is off by several of them.
+    x = numbers(4, 9, 6).transpose(1, 2).unsqueeze(-1)
+    assert x.stride() == (54, 1, 6, 1)
+    grad, dense = numbers(4, 6, 9, 1, seed=1), x.clone(memory_format=torch.contiguous_format)
+    found = step(layer(x).train(training), x, None, grad)
+    exact = step(layer(x, torch.float64).train(training), dense.double(), None, grad.double())
+    assert len(taken) == 2
+    for number, (one, other) in enumerate(zip(found, exact, strict=True)):
+        assert largest_error(one, other) <= BOUNDS[torch.float32][number > 0]
+    *_, theirs = step(torch.nn.BatchNorm2d(6).train(training), x, None, grad)
+    assert largest_error(theirs, grad.double().sum((0, 2, 3))) > 0.01
+
+
 def test_large_outputs_come_from_the_pool_and_behave(taken):
     x = numbers(4, 16, 1, 1).expand(4, 16, 380, 380).contiguous() + torch.arange(380.0)
     x.requires_grad_()

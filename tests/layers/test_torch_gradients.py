@@ -45,6 +45,14 @@ def test_activations_and_residuals_pass_gradcheck_and_gradgradcheck(activation):
     assert gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_are_the_derivatives_to_the_last_digits_of_float64(name):
+    z = torch.linspace(-7, 7, 141, dtype=torch.float64).add(1e-3).requires_grad_()  # beside the kinks
+    (wanted,) = torch.autograd.grad(ACTIVATIONS[name].apply(z).sum(), z)
+    # A few roundings of terms up to 7: half of them are of the 2**-53 that a rounding is.
+    torch.testing.assert_close(ACTIVATIONS[name].slope(z.detach()), wanted, rtol=1e-15, atol=64 * 2**-53)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_virtual_batches_and_inference_pass_gradcheck_and_gradgradcheck(training):
     layer = bt.BatchNorm1d(CHANNELS, dtype=torch.float64, virtual_batch_size=4).train(training)

@@ -254,18 +254,22 @@ def test_saved_tensors_that_come_back_otherwise():
 
 
 @pytest.mark.parametrize("adds", [False, True])
-def test_saved_tensors_that_come_back_in_another_type(in_subprocess, adds):
+@pytest.mark.parametrize("masked", [False, True])
+def test_saved_tensors_that_come_back_in_another_type(in_subprocess, adds, masked):
     # Read by the kernel as float32 they would end in the middle: a subprocess, for memory may be written over.
     code = f"""
 import torch, batchnorm.torch as bt
 torch.manual_seed(0)
 x, made = torch.randn(64, 16, 9).requires_grad_(), bt.BatchNormAct1d(16)
 given = (x, torch.randn(64, 16, 9)) if {adds} else (x,)
-wanted, = torch.autograd.grad(made(*given).pow(2).sum(), x)
+named = {{"mask": torch.rand(64, 9) < 0.8}} if {masked} else {{}}
+wanted, = torch.autograd.grad(made(*given, **named).pow(2).sum(), x)
+def narrow(t):
+    return t if t.dtype == torch.bool else t.bfloat16()
 for unpack in (torch.Tensor.bfloat16, torch.Tensor.float):
     for _ in range(3):
-        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.bfloat16, unpack):
-            y = made(*given)
+        with torch.autograd.graph.saved_tensors_hooks(narrow, lambda t: t if t.dtype == torch.bool else unpack(t)):
+            y = made(*given, **named)
             total = y.pow(2).sum()
         found, = torch.autograd.grad(total, x)
         print(((found - wanted).norm() / wanted.norm()).item() < 0.05)

@@ -36,7 +36,7 @@ def _relu6_slope(z: Tensor) -> Tensor:
 
 
 def _leaky_slope(z: Tensor) -> Tensor:
-    return torch.where(z > 0, 1.0, 0.01).to(z.dtype)
+    return torch.where(z > 0, torch.ones_like(z), 0.01)  # of two numbers it would be a float32 0.01, also for float64
 
 
 def _silu_slope(z: Tensor) -> Tensor:

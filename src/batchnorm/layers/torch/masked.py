@@ -24,9 +24,13 @@ __all__ = ["normalize", "train"]
 
 
 class _Call(NamedTuple):
-    """What a call is beside its tensors; ``statistics`` are mean and variance, in float64."""
+    """What a call is beside its tensors; ``statistics`` are mean and variance, in float64.
+
+    ``strides`` are those of the input, ``out`` of the output.
+    """
 
     how: How
+    strides: tuple[int, ...]
     out: tuple[int, ...]
     mask: Any
     counted: int
@@ -81,7 +85,7 @@ def _call(x: Tensor, how: How, mask: Tensor, moving: Any) -> _Call | None:
     flags = mask[:, 0].numpy()
     count = int(np.count_nonzero(flags))
     statistics = torch.empty((2, x.shape[1]), dtype=torch.float64, device="cpu")
-    return _Call(how, out, flags, count, statistics, moving) if count else None
+    return _Call(how, x.stride(), out, flags, count, statistics, moving) if count else None
 
 
 def _followed(moving: Any, channels: int, decay: float) -> cpu.Moving:
@@ -128,11 +132,17 @@ class _Masked(torch.autograd.Function):
         call: _Call = ctx.call
         after = After(ctx.needs_input_grad[0], None if beta is None else beta.dtype, ctx.added)
         grad = grads[0]
-        if torch.is_grad_enabled() or not (in_eager_mode() and plain(grad) and plain(x)):
+        if torch.is_grad_enabled() or not (in_eager_mode() and plain(grad) and _as_before(x, residual, grad, call)):
             found = gradients(grad, x, gamma, beta, residual, mask, _moments(x, call), call.how, after)
         else:
             found = _backward(grad, x, gamma, beta, residual, call, after)
         return *found, None, None
+
+
+def _as_before(x: Tensor, residual: Any, grad: Tensor, call: _Call) -> bool:
+    """Whether what was saved lies as it did: hooks on saved tensors may bring it back in another type or order."""
+    saved = (x,) if residual is None else (x, residual)
+    return all(plain(each) and each.dtype is grad.dtype and each.stride() == call.strides for each in saved)
 
 
 def _backward(
