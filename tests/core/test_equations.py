@@ -265,20 +265,25 @@ def test_the_tangent_is_the_derivative_and_its_transpose_the_gradient(masked):
     mask = rng.random((7, 1)) < 0.6 if masked else None
     count = 7 if mask is None else int(mask.sum())
 
-    def normalized(x):
-        batch = equations.moments(np, x, (0,), count, mask)
-        inverse = equations.inv_std(np, batch.variance, 1e-3)
-        return equations.standardize(x, batch.high, batch.low, inverse), inverse
+    high = equations.moments(np, x, (0,), count, mask).high
 
-    x_hat, inverse = normalized(x)
-    sums = equations.counted_sums(np, tangent, x_hat, (0,), mask)
-    moved = equations.input_tangent(tangent, x_hat, inverse, sums, count)
+    def normalized(x):
+        batch = equations.moments_around(np, x, high, (0,), count, mask)
+        return batch.low, equations.inv_std(np, batch.variance, 1e-3)
+
+    low, inverse = normalized(x)
+    x_hat = equations.standardize(x, high, low, inverse)
+    sums = equations.of_x_hat(equations.counted_sums(np, tangent, x - high, (0,), mask), low, inverse)
+    moved = equations.statistics_tangent(inverse, sums, count)
     h = 1e-6  # the error of a central difference is of h**2 and of u64/h
     for got, up, down in zip(moved, normalized(x + h * tangent), normalized(x - h * tangent), strict=True):
         np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=0, atol=1e-8)
     gamma, gamma_tangent, beta_tangent = rng.normal(1, 1, (3, 1, 2))
-    along = equations.output_tangent(tangent, x_hat, gamma * inverse, sums, count, gamma_tangent, beta_tangent)
-    np.testing.assert_allclose(along, gamma * moved[0] + gamma_tangent * x_hat + beta_tangent, rtol=1e-12)
+    parameters = gamma_tangent, beta_tangent
+    along = equations.output_tangent(tangent, x - high, low, inverse, gamma * inverse, sums, count, parameters)
+    x_hat_tangent = inverse * (tangent - moved[0]) + (x - high - low) * moved[1]
+    wanted = gamma * x_hat_tangent + gamma_tangent * x_hat + beta_tangent
+    np.testing.assert_allclose(along, wanted, rtol=1e-12)
     back = equations.parameter_gradients(np, grad, x_hat, (0,))
     gradient = equations.input_gradient(np, grad, x_hat, gamma * inverse, back, count, mask)
     transposed = np.sum(gradient * tangent) + np.sum(back[1] * gamma_tangent) + np.sum(back[0] * beta_tangent)

@@ -29,7 +29,6 @@ __all__ = [
     "decayed_all",
     "fold",
     "input_gradient",
-    "input_tangent",
     "inv_std",
     "merge_all",
     "moments",
@@ -43,6 +42,7 @@ __all__ = [
     "renorm",
     "sample_variance",
     "standardize",
+    "statistics_tangent",
     "without_initial",
 ]
 
@@ -362,30 +362,38 @@ def around_high(sums: tuple[Any, Any], low: Any, inverse: Any) -> tuple[Any, Any
 
 
 def counted_sums(xp: Any, tangent: Any, x_hat: Any, axes: tuple[int, ...], mask: Any = None) -> tuple[Any, Any]:
-    """``sum(tangent), sum(tangent * x_hat)`` over the counted elements: what `input_tangent` needs of a batch."""
+    """``sum(tangent), sum(tangent * x_hat)`` over the counted elements: what `statistics_tangent` needs of a batch."""
     return _counted_sum(xp, tangent, axes, mask), _counted_sum(xp, tangent * x_hat, axes, mask)
 
 
-def input_tangent(tangent: Any, x_hat: Any, inverse: Any, sums: tuple[Any, Any], count: Any) -> tuple[Any, Any]:
-    """The derivatives of x_hat and of inv_std in training, as the input moves along ``tangent``.
+def statistics_tangent(inverse: Any, sums: tuple[Any, Any], count: Any) -> tuple[Any, Any]:
+    """The derivatives of ``low`` and of inv_std in training, as the input moves along ``tangent`` and ``high`` stays.
 
-    ``inv_std * (tangent - (sum(tangent) + x_hat*sum(tangent*x_hat))/count)`` and
-    ``-inv_std**2 * sum(tangent*x_hat)/count``, with the sums of `counted_sums` over every part of a synchronised batch.
+    ``sum(tangent)/count`` and ``-inv_std**2 * sum(tangent*x_hat)/count``, with the sums of `counted_sums` over every
+    part of a synchronised batch; the derivative of ``x - high`` is the tangent itself.
     """
-    mean, slope = sums[0] / count, sums[1] / count
-    return inverse * (tangent - mean - x_hat * slope), -inverse * inverse * slope
+    return sums[0] / count, -inverse * inverse * (sums[1] / count)
 
 
 def output_tangent(
-    tangent: Any, x_hat: Any, scale: Any, sums: tuple[Any, Any], count: Any, gamma_tangent: Any, beta_tangent: Any
+    tangent: Any,
+    centered: Any,
+    low: Any,
+    inverse: Any,
+    scale: Any,
+    sums: tuple[Any, Any],
+    count: Any,
+    moved: tuple[Any, Any],
 ) -> Any:
-    """The derivative of the output in training as input, gamma and beta move; an absent gamma or beta moves by None.
+    """The derivative of the output in training as input, gamma and beta move; the last two, or None, are ``moved``.
 
     ``scale*(tangent - (sum(tangent) + x_hat*sum(tangent*x_hat))/count) + x_hat*gamma_tangent + beta_tangent`` with
-    ``scale = gamma*inv_std``. Whatever multiplies x_hat is gathered first, and what is added: transposed by automatic
-    differentiation, this is `parameter_gradients` and `input_gradient` with two sums over the batch, not four.
+    ``scale = gamma*inv_std`` and ``x_hat = inv_std*(centered - low)``, ``centered = x - high``. Whatever multiplies
+    ``centered`` is gathered first, and what is added: transposed by automatic differentiation, this is
+    `parameter_gradients` and `input_gradient` with two sums over the batch, not four.
     """
     along_gamma, along_beta = -scale * (sums[1] / count), -scale * (sums[0] / count)
-    along_gamma = along_gamma if gamma_tangent is None else along_gamma + gamma_tangent
-    along_beta = along_beta if beta_tangent is None else along_beta + beta_tangent
-    return scale * tangent + x_hat * along_gamma + along_beta
+    along_gamma = along_gamma if moved[0] is None else along_gamma + moved[0]
+    along_beta = along_beta if moved[1] is None else along_beta + moved[1]
+    added, slope = around_high((along_beta, along_gamma), low, inverse)
+    return scale * tangent + centered * slope + added

@@ -145,43 +145,57 @@ def _normalized(task: Task, rule: Rule, state: State, x: Any, mask: Any, gamma: 
     return jnp.where(odd, equations.affine(*lax.stop_gradient((x, gamma, beta))), y), batch
 
 
+class _Centered(NamedTuple):
+    # x - high, and what is of the channels' size: x_hat = (values - low) * inverse.
+    values: Any
+    low: Any
+    inverse: Any
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _output(task: Task, x: Any, mask: Any, instead: tuple[Any, Any], gamma: Any, beta: Any) -> tuple[Any, Moments]:
-    x_hat, _, batch = _standardized(task, x, mask, instead)
-    return equations.affine(x_hat, gamma, beta), batch
+    centered, batch = _centered(task, x, mask, instead)
+    return _scaled(centered, gamma, beta), batch
+
+
+def _scaled(centered: _Centered, gamma: Any, beta: Any) -> Any:
+    return equations.output(centered.values, 0.0, centered.low, _scale(centered, gamma), beta)
+
+
+def _scale(centered: _Centered, gamma: Any) -> Any:
+    return centered.inverse if gamma is None else centered.inverse * gamma
 
 
 @_output.defjvp
 def _(task: Task, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     x, mask, instead, gamma, beta = primals
-    x_hat, inverse, batch = _standardized(task, x, mask, instead)
-    sums, count = _sums(task, tangents[0], x_hat, mask, batch)
-    scale = inverse if gamma is None else inverse * gamma
-    moved = equations.output_tangent(tangents[0], x_hat, scale, sums, count, *tangents[3:])
-    return (equations.affine(x_hat, gamma, beta), batch), (moved, jax.tree.map(jnp.zeros_like, batch))
+    centered, batch = _centered(task, x, mask, instead)
+    sums, count = _sums(task, tangents[0], centered, mask, batch)
+    moved = equations.output_tangent(tangents[0], *centered, _scale(centered, gamma), sums, count, tangents[3:])
+    return (_scaled(centered, gamma, beta), batch), (moved, jax.tree.map(jnp.zeros_like, batch))
 
 
-def _sums(task: Task, tangent: Any, x_hat: Any, mask: Any, batch: Moments) -> tuple[tuple[Any, Any], Any]:
-    sums = equations.counted_sums(jnp, tangent, x_hat, task.reduced, mask)
+def _sums(task: Task, tangent: Any, centered: _Centered, mask: Any, batch: Moments) -> tuple[tuple[Any, Any], Any]:
+    own = equations.counted_sums(jnp, tangent, centered.values, task.reduced, mask)
+    sums = equations.of_x_hat(own, centered.low, centered.inverse)
     return sums if task.sync is None else task.sync.total(sums), jnp.maximum(batch.count, 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _standardized(task: Task, x: Any, mask: Any, instead: tuple[Any, Any]) -> tuple[Any, Any, Moments]:
-    # x_hat, inv_std and the moments; `instead` are the mean and variance of a channel of which nothing is counted.
+def _centered(task: Task, x: Any, mask: Any, instead: tuple[Any, Any]) -> tuple[_Centered, Moments]:
+    # `instead` are the mean and variance of a channel of which nothing is counted.
     batch = _moments(task, x, mask)
     used = batch if mask is None else training.or_moving(jnp, batch, *instead)
-    inverse = equations.inv_std(jnp, used.variance, task.epsilon)
-    return equations.standardize(x, used.high, used.low, inverse), inverse, batch
+    return _Centered(x - used.high, used.low, equations.inv_std(jnp, used.variance, task.epsilon)), batch
 
 
-@_standardized.defjvp
+@_centered.defjvp
 def _(task: Task, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     # Reached by second derivatives only.
-    x_hat, inverse, batch = _standardized(task, *primals)
-    sums, count = _sums(task, tangents[0], x_hat, primals[1], batch)
-    moved = equations.input_tangent(tangents[0], x_hat, inverse, sums, count)
-    return (x_hat, inverse, batch), (*moved, jax.tree.map(jnp.zeros_like, batch))
+    centered, batch = _centered(task, *primals)
+    sums, count = _sums(task, tangents[0], centered, primals[1], batch)
+    moved = _Centered(tangents[0], *equations.statistics_tangent(centered.inverse, sums, count))
+    return (centered, batch), (moved, jax.tree.map(jnp.zeros_like, batch))
 
 
 def _moments(task: Task, x: Any, mask: Any) -> Moments:
