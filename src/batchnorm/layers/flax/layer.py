@@ -126,6 +126,24 @@ class BatchNorm(nnx.BatchNorm):
     remaining: nnx.BatchStat[Any]
     updates: nnx.BatchStat[Any]
     skipped_updates: SkippedUpdates
+    # The defaults are of the class: a layer holds only what it was given otherwise. Each attribute of a module costs
+    # every call of `nnx.jit` a microsecond or two, in which it is sorted, hashed and compared.
+    axis: int | tuple[int, ...] = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    axis_name: Any = None
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    use_fast_variance: bool = True
+    promote_dtype: Any = staticmethod(dtypes.promote_dtype)
+    statistics: Statistics = "moving"
+    ddof: int = 0
+    guard: bool = True
+    virtual_batch_size: int | None = None
+    frozen: bool = False
 
     def __init__(  # Flax' own is not called: it makes parameters of rank 1 only
         self,
@@ -155,22 +173,11 @@ class BatchNorm(nnx.BatchNorm):
     ) -> None:
         self.num_features = num_features
         self.use_running_average = use_running_average
-        self.axis = as_axis(axis, WHO)
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        self.use_bias = use_bias
-        self.use_scale = use_scale
-        self.axis_name = axis_name
-        self.axis_index_groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)
-        self.use_fast_variance = use_fast_variance
-        self.promote_dtype = promote_dtype
-        self.statistics: Statistics = statistics
-        self.ddof = ddof
-        self.guard = guard
-        self.virtual_batch_size = virtual_batch_size
-        self.frozen = False
+        groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)
+        self._set(axis=as_axis(axis, WHO), momentum=momentum, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype)
+        self._set(use_bias=use_bias, use_scale=use_scale, axis_name=axis_name, axis_index_groups=groups)
+        self._set(use_fast_variance=use_fast_variance, promote_dtype=promote_dtype)
+        self._set(statistics=statistics, ddof=ddof, guard=guard, virtual_batch_size=virtual_batch_size)
         self._check()
         shape = self._channel_shape()
         self._make_statistics(shape)
@@ -178,6 +185,12 @@ class BatchNorm(nnx.BatchNorm):
             nnx.data(None) if not use_scale else _parameter(scale_init, rngs, shape, param_dtype, scale_metadata)
         )
         self.bias = nnx.data(None) if not use_bias else _parameter(bias_init, rngs, shape, param_dtype, bias_metadata)
+
+    def _set(self, **options: Any) -> None:
+        for name, value in options.items():
+            default = getattr(type(self), name)
+            if type(value) is not type(default) or value != default:
+                setattr(self, name, value)
 
     def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
         """Normalise ``x``.
