@@ -53,7 +53,7 @@ def test_output_is_standardize_and_affine():
     inverse = equations.inv_std(np, got.variance, EPSILON)
     wanted = equations.affine(equations.standardize(x, got.high, got.low, inverse), gamma, beta)
     for b in (beta, None):
-        y = equations.output(x, got.high, got.low, gamma * inverse, b)
+        y = equations.output(x - got.high, got.low, gamma * inverse, b)
         # Four roundings of the terms each.
         np.testing.assert_allclose(
             y, wanted if b is not None else wanted - beta, atol=16 * U32 * np.max(np.abs(wanted))

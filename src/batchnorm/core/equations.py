@@ -1,7 +1,7 @@
 """The equations of batch normalization, once, over a namespace ``xp``.
 
 ``xp`` is ``numpy``, ``torch``, ``jax.numpy`` or ``keras.ops``. The only names used of it are ``sum``, ``sqrt``,
-``where``, ``cumsum`` and ``isfinite``; the rest is arithmetic. Statistics keep the rank of ``x`` with
+``mean``, ``where``, ``cumsum`` and ``isfinite``; the rest is arithmetic. Statistics keep the rank of ``x`` with
 length 1 on the reduced axes, so that they broadcast. Every function is pure and takes arrays of one floating-point
 type, the type the arithmetic is done in: callers convert half precision to float32 before and back after.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .sums import in_runs
+from .sums import has_runs, in_runs, mean_in_runs
 
 __all__ = [
     "Limits",
@@ -63,7 +63,8 @@ class Moments(NamedTuple):
     """What one batch says of each channel.
 
     ``count`` elements were counted, their mean is ``high + low``, and ``variance`` is the mean of the squared distances
-    from it (divisor ``count``). Zero counted elements give a mean and a variance of 0.
+    from it (divisor ``count``); ``low`` is None where ``high`` is all of it. Zero counted elements give a mean and a
+    variance of 0.
     """
 
     count: Any
@@ -74,11 +75,19 @@ class Moments(NamedTuple):
     @property
     def mean(self) -> Any:
         """``high + low``, rounded to one number."""
-        return self.high + self.low
+        return self.high if self.low is None else self.high + self.low
 
 
 def moments(
-    xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None, *, refine: bool = False, choose: Any = None
+    xp: Any,
+    x: Any,
+    axes: tuple[int, ...],
+    count: Any,
+    mask: Any = None,
+    *,
+    refine: bool = False,
+    choose: Any = None,
+    few: bool = False,
 ) -> Moments:
     """Count, mean and variance of ``x`` over ``axes``, by corrected two-pass around the first counted element.
 
@@ -103,17 +112,24 @@ def moments(
         ``choose(condition, yes, no)`` runs one of two functions without arguments, as `jax.lax.cond` does. It saves a
         read of the input: ``low`` is what rounding took from ``high``, and is measured only where some first element
         is so far from its channel's mean that the differences from it were themselves rounded by too much.
+    few : bool
+        For arrays so small that an operation costs more than a read: squares are taken around both parts of the mean,
+        which leaves nothing to be corrected afterwards.
     """
     first = _first_counted(xp, x, axes, mask)
-    distance = _counted_sum(xp, x - first, axes, mask, refine) / count
+    distance = _counted_mean(xp, x - first, axes, count, mask, refine)
     high = first + distance
+    if few:
+        low = _counted_mean(xp, x - high, axes, count, mask, refine)
+        centered = x - high - low
+        return Moments(count, high, low, _counted_mean(xp, centered * centered, axes, count, mask, refine))
     if choose is None:
         return moments_around(xp, x, high, axes, count, mask, refine=refine)
     centered = x - high
-    square = _counted_sum(xp, centered * centered, axes, mask, refine) / count
+    square = _counted_mean(xp, centered * centered, axes, count, mask, refine)
 
     def measured() -> Any:
-        return _counted_sum(xp, x - high, axes, mask, refine) / count
+        return _counted_mean(xp, x - high, axes, count, mask, refine)
 
     far = xp.sum(xp.where(distance * distance > FAR * square, 1, 0)) > 0
     low = choose(far, measured, lambda: (first - high) + distance)
@@ -149,8 +165,9 @@ def moments_around(
     """
 
     def mean_of(values: Any) -> Any:
-        here = _counted_sum(xp, values, axes, mask, refine)
-        return (here if total is None else total(here)) / count
+        if total is None:
+            return _counted_mean(xp, values, axes, count, mask, refine)
+        return total(_counted_sum(xp, values, axes, mask, refine)) / count
 
     centered = x - high
     low = mean_of(centered)
@@ -159,6 +176,12 @@ def moments_around(
 
 def _not_negative(xp: Any, variance: Any) -> Any:
     return xp.where(variance < 0, 0 * variance, variance)
+
+
+def _counted_mean(xp: Any, values: Any, axes: tuple[int, ...], count: Any, mask: Any, refine: bool) -> Any:
+    if mask is None and refine and has_runs(values, axes, count):
+        return mean_in_runs(xp, values, axes)
+    return _counted_sum(xp, values, axes, mask, refine) / count
 
 
 def _counted_sum(xp: Any, values: Any, axes: tuple[int, ...], mask: Any, refine: bool = False) -> Any:
@@ -191,14 +214,17 @@ def standardize(x: Any, high: Any, low: Any, inverse: Any) -> Any:
     return (x - high - low) * inverse
 
 
-def output(x: Any, high: Any, low: Any, scale: Any, beta: Any) -> Any:
-    """``scale * (x - mean) + beta`` with the mean as ``high + low`` and ``scale = gamma * inv_std``: three passes.
+def output(centered: Any, low: Any, scale: Any, beta: Any) -> Any:
+    """``scale * (x - mean) + beta`` with ``centered = x - high``, the mean as ``high + low``, ``scale = gamma*inv_std``.
 
     `standardize` and `affine` with everything gathered that is of the channels' size. The mean is still subtracted
-    first: only ``low``, a rounding of it, goes into the addend.
+    first: only ``low``, a rounding of it, goes into the addend. Here, in `of_x_hat` and in `around_high` ``low`` is
+    None where it has been subtracted, too.
     """
+    if low is None:
+        return affine(centered, scale, beta)
     shift = -low * scale if beta is None else beta - low * scale
-    return (x - high) * scale + shift
+    return centered * scale + shift
 
 
 def affine(x_hat: Any, gamma: Any, beta: Any) -> Any:
@@ -349,7 +375,7 @@ def input_gradient(xp: Any, grad: Any, x_hat: Any, scale: Any, sums: tuple[Any, 
 
 def of_x_hat(sums: tuple[Any, Any], low: Any, inverse: Any) -> tuple[Any, Any]:
     """``sum(grad), sum(grad * x_hat)`` from `parameter_gradients` of ``x - high`` in the place of ``x_hat``."""
-    return sums[0], inverse * (sums[1] - low * sums[0])
+    return sums[0], inverse * (sums[1] if low is None else sums[1] - low * sums[0])
 
 
 def around_high(sums: tuple[Any, Any], low: Any, inverse: Any) -> tuple[Any, Any]:
@@ -358,7 +384,7 @@ def around_high(sums: tuple[Any, Any], low: Any, inverse: Any) -> tuple[Any, Any
     ``sum(grad) + x_hat*sum(grad*x_hat)`` with the terms in ``x - high`` and in 1 gathered.
     """
     slope = inverse * sums[1]
-    return sums[0] - low * slope, slope
+    return sums[0] if low is None else sums[0] - low * slope, slope
 
 
 def counted_sums(xp: Any, tangent: Any, x_hat: Any, axes: tuple[int, ...], mask: Any = None) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ import functools
 import math
 from typing import Any
 
-__all__ = ["in_runs", "runs"]
+__all__ = ["has_runs", "in_runs", "mean_in_runs", "runs"]
 
 LONGEST = 64
 """Additions one after another in one of several stages: a random walk of that many roundings is 4 of them."""
@@ -25,19 +25,58 @@ def in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
     An axis whose length is unknown, or has no divisors that would do, is summed twice: as it is, and what is left of
     it less its mean.
     """
-    if not axes or _is_short(tuple(values.shape[axis] for axis in axes)):
+    if not axes or _is_short(_lengths(values, axes)):
         return xp.sum(values, axis=axes, keepdims=True) if axes else values
     cut = {axis: runs(length) if isinstance(length := values.shape[axis], int) else () for axis in axes}
-    added = sum(max(len(each), 1) - 1 for each in cut.values())
-    if added:
-        lengths = [cut.get(axis) or (length,) for axis, length in enumerate(xp.shape(values))]
-        values = xp.reshape(values, tuple(length for each in lengths for length in each))
-    for place, stage in enumerate(_stages(tuple((axis, cut[axis]) for axis in axes))):
+    given, values = values, _in_pieces(xp, values, cut)
+    for place, stage in enumerate(_stages(tuple(cut.items()))):
         if place:
             # Equal to what it is, which XLA does not see: it would make one long sum of two stages.
             values = xp.where(values == values, values, -values)
         values = xp.sum(values, axis=stage, keepdims=True) if stage[0] >= 0 else _twice(xp, values, ~stage[0])
-    return xp.sum(values, axis=_surplus(cut)) if added else values
+    return _joined(xp, values, given, cut)
+
+
+def mean_in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
+    """The mean over ``axes``, of which `has_runs` is true: the means of equal runs, and of those again.
+
+    With fewer operations than the sum: XLA does not join two stages that divide.
+    """
+    if _is_short(_lengths(values, axes)):
+        return xp.mean(values, axis=axes, keepdims=True)
+    cut = {axis: runs(values.shape[axis]) for axis in axes}
+    given, values = values, _in_pieces(xp, values, cut)
+    for stage in _stages(tuple(cut.items())):
+        values = xp.mean(values, axis=stage, keepdims=True)
+    return _joined(xp, values, given, cut)
+
+
+def has_runs(values: Any, axes: tuple[int, ...], count: Any) -> bool:
+    """Whether ``count`` is how many numbers lie along ``axes``, and these can be cut into runs."""
+    lengths = _lengths(values, axes)
+    known = isinstance(count, int) and all(isinstance(length, int) for length in lengths)
+    return known and math.prod(lengths) == count and (_is_short(lengths) or all(map(runs, lengths)))
+
+
+def _lengths(values: Any, axes: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(values.shape[axis] for axis in axes)
+
+
+def _in_pieces(xp: Any, values: Any, cut: dict[int, tuple[int, ...]]) -> Any:
+    if not _added(cut):
+        return values
+    lengths = [cut.get(axis) or (length,) for axis, length in enumerate(xp.shape(values))]
+    return xp.reshape(values, tuple(length for each in lengths for length in each))
+
+
+def _joined(xp: Any, values: Any, given: Any, cut: dict[int, tuple[int, ...]]) -> Any:
+    if not _added(cut):
+        return values
+    return xp.reshape(values, tuple(1 if axis in cut else length for axis, length in enumerate(xp.shape(given))))
+
+
+def _added(cut: dict[int, tuple[int, ...]]) -> int:
+    return sum(max(len(each), 1) - 1 for each in cut.values())
 
 
 def _is_short(lengths: tuple[Any, ...]) -> bool:
@@ -79,15 +118,6 @@ def _stages(cut: tuple[tuple[int, tuple[int, ...]], ...]) -> tuple[tuple[int, ..
             stages.append((axis,))
             additions = length
     return tuple(stages)
-
-
-def _surplus(cut: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
-    # Of each axis that was cut, all but one of the axes of length 1 that it has become.
-    shift, surplus = 0, list[int]()
-    for axis, each in cut.items():
-        surplus += range(axis + shift + 1, axis + shift + len(each))
-        shift += max(len(each), 1) - 1
-    return tuple(surplus)
 
 
 def _twice(xp: Any, values: Any, axis: int) -> Any:

@@ -159,7 +159,7 @@ def _output(task: Task, x: Any, mask: Any, instead: tuple[Any, Any], gamma: Any,
 
 
 def _scaled(centered: _Centered, gamma: Any, beta: Any) -> Any:
-    return equations.output(centered.values, 0.0, centered.low, _scale(centered, gamma), beta)
+    return equations.output(centered.values, centered.low, _scale(centered, gamma), beta)
 
 
 def _scale(centered: _Centered, gamma: Any) -> Any:

@@ -33,7 +33,7 @@ class How:
     that axis 0 holds virtual batches (kept, but shared by gamma). ``wide`` is the type of the arithmetic, ``narrow``
     that of the output. ``limits`` asks for renorm. ``gather`` stacks an array of every replica along axis 0, ``total``
     sums it over the replicas; both are None where nothing is synchronised. ``choose`` is that of
-    `equations.moments`, ``xp`` the namespace of its arithmetic.
+    `equations.moments`, as is ``few``, ``xp`` the namespace of its arithmetic.
     """
 
     axes: tuple[int, ...]
@@ -46,6 +46,7 @@ class How:
     gather: Collective | None = None
     total: Collective | None = None
     choose: Any = None
+    few: bool = False
     xp: Any = ops
 
 
@@ -101,7 +102,7 @@ def statistics(how: How, wide: Any, fixed: Fixed) -> Moments:
 
 
 def _moments(how: How, wide: Any, count: Any, mask: Any) -> Moments:
-    return equations.moments(how.xp, wide, how.axes, count, mask, refine=REFINE, choose=how.choose)
+    return equations.moments(how.xp, wide, how.axes, count, mask, refine=REFINE, choose=how.choose, few=how.few)
 
 
 def forward(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> tuple[Outputs, Kept]:
@@ -111,7 +112,7 @@ def forward(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> tuple[Outp
     if kept.d is not None:
         through = kept.d if gamma is None else gamma * kept.d
         beta = through if beta is None else beta + through
-    y = equations.output(cast(x, how.wide), kept.high, kept.low, _scale(kept, gamma), beta)
+    y = equations.output(*_centered(how, x, kept), _scale(kept, gamma), beta)
     count = None if how.count is not None else batch.count
     return Outputs(cast(y, how.narrow), batch.high, batch.low, batch.variance, count), kept
 
@@ -123,11 +124,11 @@ def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> 
     its input gets the sums over all replicas.
     """
     grad = cast(grad, how.wide)
-    centered = cast(x, how.wide) - kept.high
+    centered, low = _centered(how, x, kept)
     own = equations.parameter_gradients(how.xp, grad, centered, how.axes, mask)
-    sums = equations.of_x_hat(own, kept.low, kept.inverse)
+    sums = equations.of_x_hat(own, low, kept.inverse)
     everywhere = sums if how.total is None else tuple(ops.unstack(how.total(ops.stack(sums)), axis=0))
-    back = equations.around_high(everywhere, kept.low, kept.inverse)
+    back = equations.around_high(everywhere, low, kept.inverse)
     dx = equations.input_gradient(how.xp, grad, centered, _scale(kept, gamma), back, kept.count, mask)
     through_gamma = sums[1] if kept.r is None else sums[1] * kept.r + sums[0] * kept.d
     return (
@@ -135,6 +136,12 @@ def backward(how: How, grad: Any, x: Any, gamma: Any, mask: Any, kept: Kept) -> 
         _over_parts(how, through_gamma),
         _over_parts(how, sums[0]),
     )
+
+
+def _centered(how: How, x: Any, kept: Kept) -> tuple[Any, Any]:
+    # x - high, and what of the mean is still to be subtracted.
+    centered = cast(x, how.wide) - kept.high
+    return (centered - kept.low, None) if how.few else (centered, kept.low)
 
 
 def _scale(kept: Kept, gamma: Any) -> Any:

@@ -22,7 +22,7 @@ from batchnorm.core.training import Rule, State
 
 from . import shapes
 from .apply import Collective, Fixed, How, Outputs, cast
-from .backends import running
+from .backends import few, running
 
 __all__ = ["Task", "Trained", "per_channel", "train"]
 
@@ -88,6 +88,7 @@ def _normalised(
         gather=task.gather,
         total=task.total,
         choose=running.CHOOSE if shapes.is_large(x) else None,
+        few=few() and not shapes.is_large(x),
         xp=running.XP,
     )
     gamma, beta = per_channel(task.wide, plan.broadcast_shape, gamma, beta)
@@ -107,13 +108,13 @@ def _fixed(task: Task, plan: Plan, mask: Any, count: Any, state: State) -> Fixed
 
 def _batch(outputs: Outputs, static: int | None, shape: tuple[int, ...], dtype: str, stacked: bool = False) -> Moments:
     xp = running.XP
-    high, low, variance = (
-        xp.reshape(cast(ops.stop_gradient(v), dtype), shape) for v in (outputs.high, outputs.low, outputs.variance)
-    )
+    # One reshape and not two: in a graph each is an operation.
+    mean, variance = outputs.high + outputs.low, outputs.variance
+    mean, variance = (xp.reshape(cast(ops.stop_gradient(v), dtype), shape) for v in (mean, variance))
     if static is not None and not stacked:
-        return Moments(static, high, low, variance)
+        return Moments(static, mean, None, variance)
     count = ops.full((), static, dtype=dtype) if static is not None else cast(outputs.count, dtype)
-    return Moments(xp.reshape(ops.broadcast_to(count, ops.shape(outputs.high)), shape), high, low, variance)
+    return Moments(xp.reshape(ops.broadcast_to(count, ops.shape(outputs.high)), shape), mean, None, variance)
 
 
 def _followed(update: Any, rule: Rule, state: State, batch: Moments) -> tuple[State, Any]:

@@ -7,7 +7,8 @@ counted where a checkpoint computes the layer again. ``infer(x, mean, variance, 
 where there is one, normalises with given statistics, or gives None where `equations.normalized` is to do it.
 ``XP`` is the namespace of the arithmetic, ``CHOOSE`` the condition of `equations.moments`. ``value`` and ``constant``,
 where they are there, read a variable otherwise than `keras.ops` does.
-``COUNTED_IN_STATE`` says whether a count that changes inside a compiled step must be among the layer's variables. Only
+``few()``, where there is one, says whether what is being traced will be run operation by operation, so that fewer are
+faster also where they read small arrays more often. ``COUNTED_IN_STATE`` says whether a count that changes inside a compiled step must be among the layer's variables. Only
 the module of the backend that Keras runs on, `running`, is ever imported.
 """
 
@@ -19,13 +20,14 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["BACKEND", "constant", "infer", "running", "value"]
+__all__ = ["BACKEND", "constant", "few", "infer", "running", "value"]
 
 BACKEND: str = keras.backend.backend()
 _NAME = BACKEND if BACKEND in ("tensorflow", "jax", "torch") else "others"
 # Once, here: an import inside a call is what torch.compile cannot trace.
 running: Any = importlib.import_module(f"{__name__}.{_NAME}")
 infer: Any = getattr(running, "infer", None)
+few: Any = getattr(running, "few", bool)
 
 
 def _value(variable: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 from keras import ops
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from batchnorm.layers.keras.apply import Collective, Fixed, How, Outputs, backward, forward
 
@@ -58,6 +59,11 @@ def _caller(step: Any, task: Any) -> Any:
     plain = functools.partial(step, task)
     function, calls = tf.function(plain, autograph=False, reduce_retracing=True), itertools.count()
     return lambda *given: function(*given) if next(calls) >= EAGER_CALLS else plain(*given)
+
+
+def few() -> bool:
+    """Whether operations run one by one: not under XLA, whose loops take many of them for one read of the array."""
+    return not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def once(batch: Any) -> Any:
