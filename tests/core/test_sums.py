@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from batchnorm.core.sums import in_runs, runs
+from batchnorm.core.sums import has_runs, in_runs, mean_in_runs, runs
 
 U32 = 2.0**-24
 
@@ -42,6 +42,14 @@ def test_every_cut_is_the_exact_sum(shape, axes):
     wanted = np.array([math.fsum(column) for column in rows.T.astype(np.float64)])
     # Chains of at most 64 additions of positive numbers: half of u each at worst, in up to three stages.
     assert np.max(np.abs(got.ravel() - wanted) / wanted) <= 96 * U32
+    count = math.prod(x.shape[i] for i in axes)
+    assert not has_runs(x, axes, count + 1)
+    assert has_runs(x, axes, count) == (1009 not in shape and 67 not in shape)
+    if axes and has_runs(x, axes, count):
+        mean = mean_in_runs(np, x, axes)
+        assert (mean.dtype, mean.shape) == (got.dtype, got.shape)
+        # And a division in each stage.
+        assert np.max(np.abs(mean.ravel() - wanted / count) / wanted * count) <= 100 * U32
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 67, 1009, 4096, 131072, 65 * 1009])
@@ -57,6 +65,7 @@ def test_one_number_after_another_takes_sides_and_runs_do_not():
     exact = 2**17 * (256 + 2**-9)
     assert abs(np.add.reduce(np.concatenate([x, x], 1), axis=0)[0] - exact) / exact > 4e-6
     assert abs(in_runs(np, x, (0,)).item() - exact) / exact <= U32
+    assert mean_in_runs(np, x, (0,)).item() == 256 + 2**-9
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -215,7 +215,7 @@ def standardize(x: Any, high: Any, low: Any, inverse: Any) -> Any:
 
 
 def output(centered: Any, low: Any, scale: Any, beta: Any) -> Any:
-    """``scale * (x - mean) + beta`` with ``centered = x - high``, the mean as ``high + low``, ``scale = gamma*inv_std``.
+    """``scale * (x - mean) + beta`` the mean as ``high + low``, ``centered = x - high``, ``scale = gamma*inv_std``.
 
     `standardize` and `affine` with everything gathered that is of the channels' size. The mean is still subtracted
     first: only ``low``, a rounding of it, goes into the addend. Here, in `of_x_hat` and in `around_high` ``low`` is

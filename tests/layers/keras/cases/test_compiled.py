@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from tools import BACKEND, Ours, array, state, with_training
 
+from batchnorm.core.sums import mean_in_runs
+
 pytestmark = with_training
 
 CASES = [
@@ -116,6 +118,30 @@ def test_tf_function_reads_the_statistics_before_it_writes_them(rng):
     eager = run(x).numpy()
     for _ in range(3):
         np.testing.assert_allclose(tf.function(run)(x).numpy(), eager, rtol=1e-12)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's XLA")
+def test_xla_does_not_join_the_stages_of_a_mean():
+    """It joins those of a sum: one long sum of these numbers is off by 7e-6, as rounding takes sides."""
+    import tensorflow as tf
+
+    x = tf.constant(np.full((2**15, 3), 256 + 2**-9, np.float32))
+    means = [lambda x: mean_in_runs(keras.ops, x, (0,)), lambda x: keras.ops.mean(x, 0, keepdims=True)]
+    staged, one = (tf.function(mean, jit_compile=True)(x).numpy() for mean in means)
+    assert np.all(staged == 256 + 2**-9)
+    assert not np.any(one == 256 + 2**-9)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's XLA")
+def test_few_operations_are_for_graphs_without_xla():
+    import tensorflow as tf
+
+    from batchnorm.layers.keras.backends import few
+
+    found = []
+    for jit in (False, True):
+        tf.function(lambda x: found.append(few()) or x, jit_compile=jit)(tf.zeros(3))
+    assert found == [True, False]
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's eager mode")

@@ -99,8 +99,8 @@ def _shared(mask: Any, axis: int) -> bool:
 
 def _followed(rule: Any, state: Any, axis: int, y: Any, batch: Moments) -> tuple[Any, Any, Any]:
     dtype = state["moving_mean"].dtype
-    high, low, variance = (v.reshape(-1).to(dtype) for v in (batch.high, batch.low, batch.variance))
-    state, skipped = training.update(torch, rule, state, once(Moments(batch.count, high, low, variance)))
+    mean, variance = (v.reshape(-1).to(dtype) for v in (batch.mean, batch.variance))
+    state, skipped = training.update(torch, rule, state, once(Moments(batch.count, mean, None, variance)))
     return y if axis == 1 else y.movedim(1, axis), state, skipped.to(dtype) if skipped.any() else None
 
 
