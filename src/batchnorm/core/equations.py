@@ -79,15 +79,7 @@ class Moments(NamedTuple):
 
 
 def moments(
-    xp: Any,
-    x: Any,
-    axes: tuple[int, ...],
-    count: Any,
-    mask: Any = None,
-    *,
-    refine: bool = False,
-    choose: Any = None,
-    few: bool = False,
+    xp: Any, x: Any, axes: tuple[int, ...], count: Any, mask: Any = None, *, refine: bool = False, choose: Any = None
 ) -> Moments:
     """Count, mean and variance of ``x`` over ``axes``, by corrected two-pass around the first counted element.
 
@@ -112,17 +104,10 @@ def moments(
         ``choose(condition, yes, no)`` runs one of two functions without arguments, as `jax.lax.cond` does. It saves a
         read of the input: ``low`` is what rounding took from ``high``, and is measured only where some first element
         is so far from its channel's mean that the differences from it were themselves rounded by too much.
-    few : bool
-        For arrays so small that an operation costs more than a read: squares are taken around both parts of the mean,
-        which leaves nothing to be corrected afterwards.
     """
     first = _first_counted(xp, x, axes, mask)
     distance = _counted_mean(xp, x - first, axes, count, mask, refine)
     high = first + distance
-    if few:
-        low = _counted_mean(xp, x - high, axes, count, mask, refine)
-        centered = x - high - low
-        return Moments(count, high, low, _counted_mean(xp, centered * centered, axes, count, mask, refine))
     if choose is None:
         return moments_around(xp, x, high, axes, count, mask, refine=refine)
     centered = x - high
@@ -133,7 +118,7 @@ def moments(
 
     far = xp.sum(xp.where(distance * distance > FAR * square, 1, 0)) > 0
     low = choose(far, measured, lambda: (first - high) + distance)
-    return Moments(count, high, low, _not_negative(xp, square - low * low))
+    return Moments(count, high, low, abs(square - low * low))
 
 
 def moments_around(
@@ -171,11 +156,8 @@ def moments_around(
 
     centered = x - high
     low = mean_of(centered)
-    return Moments(count, high, low, _not_negative(xp, mean_of(centered * centered) - low * low))
-
-
-def _not_negative(xp: Any, variance: Any) -> Any:
-    return xp.where(variance < 0, 0 * variance, variance)
+    # Below 0 by a rounding only, and not further from the true variance with the other sign.
+    return Moments(count, high, low, abs(mean_of(centered * centered) - low * low))
 
 
 def _counted_mean(xp: Any, values: Any, axes: tuple[int, ...], count: Any, mask: Any, refine: bool) -> Any:

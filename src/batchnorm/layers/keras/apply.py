@@ -33,7 +33,8 @@ class How:
     that axis 0 holds virtual batches (kept, but shared by gamma). ``wide`` is the type of the arithmetic, ``narrow``
     that of the output. ``limits`` asks for renorm. ``gather`` stacks an array of every replica along axis 0, ``total``
     sums it over the replicas; both are None where nothing is synchronised. ``choose`` is that of
-    `equations.moments`, as is ``few``, ``xp`` the namespace of its arithmetic.
+    `equations.moments`, ``xp`` the namespace of its arithmetic. ``few`` subtracts both parts of the mean from the
+    input: one operation more on the input, and six less of the channels' size.
     """
 
     axes: tuple[int, ...]
@@ -102,7 +103,7 @@ def statistics(how: How, wide: Any, fixed: Fixed) -> Moments:
 
 
 def _moments(how: How, wide: Any, count: Any, mask: Any) -> Moments:
-    return equations.moments(how.xp, wide, how.axes, count, mask, refine=REFINE, choose=how.choose, few=how.few)
+    return equations.moments(how.xp, wide, how.axes, count, mask, refine=REFINE, choose=how.choose)
 
 
 def forward(how: How, x: Any, gamma: Any, beta: Any, fixed: Fixed) -> tuple[Outputs, Kept]:
