@@ -28,7 +28,7 @@ def test_every_layout_at_any_mean(shape, mean):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16, np.float16], ids=lambda d: np.dtype(d).name)
-@pytest.mark.parametrize("shape", ["short planes", "features"])
+@pytest.mark.parametrize("shape", ["short planes", "features", "few rows"])
 def test_element_types(shape, dtype):
     both_ways(*SHAPES[shape], dtype)
 
@@ -47,6 +47,8 @@ def test_masks(shape):
         ("relu6", "short planes", False),
         ("leaky_relu", "features", False),
         ("silu", "features", True),
+        ("relu6", "few rows", False),
+        ("silu", "few narrow rows", True),
     ],
 )
 def test_activation_and_residual(activation, shape, residual):
@@ -67,7 +69,7 @@ def test_nan_in_ignored_padding_stays_there(shape):
         assert np.isfinite(one).all()
 
 
-@pytest.mark.parametrize("shape", ["short planes", "features", "few channels"])
+@pytest.mark.parametrize("shape", ["short planes", "features", "few rows", "few channels"])
 def test_in_inference_the_statistics_are_constants(shape):
     dims, axis = SHAPES[shape]
     x, grad = drawn(dims), drawn(dims, seed=1)
@@ -84,7 +86,7 @@ def test_in_inference_the_statistics_are_constants(shape):
     assert np.all(np.abs(dgamma - (grad * x_hat).sum(axes)) <= 8 * 66 * 2.0**-24 * sizes)
 
 
-@pytest.mark.parametrize("shape", ["short planes", "features"])
+@pytest.mark.parametrize("shape", ["short planes", "features", "few rows"])
 def test_the_gradient_may_overwrite_the_one_it_comes_from(shape):
     dims, axis = SHAPES[shape]
     x, grad = drawn(dims), drawn(dims, seed=1)
@@ -96,7 +98,7 @@ def test_the_gradient_may_overwrite_the_one_it_comes_from(shape):
     np.testing.assert_array_equal(grad, wanted)
 
 
-@pytest.mark.parametrize("shape", ["short planes", "few channels", "features", "a few"])
+@pytest.mark.parametrize("shape", ["short planes", "few channels", "features", "few rows", "a few"])
 def test_the_same_bits_at_any_number_of_threads(shape):
     dims, axis = SHAPES[shape]
     x, grad = (np.concatenate([drawn(dims, seed=seed)] * 10) for seed in (0, 1))

@@ -19,8 +19,10 @@ FIRST = {
     "channels outermost": ((17, 300), 0),
 }
 LAST = {
-    "features": ((300, 64), 1),
-    "a few": ((300, 3), 1),
+    "few rows": ((300, 64), 1),
+    "few narrow rows": ((70, 3), 1),
+    "features": ((1100, 40), 1),
+    "a few": ((3000, 3), 1),
     "images": ((5, 12, 11, 20), 3),
     "rows of many columns": ((33, 4100), 1),
     "many rows": ((3000, 24), 1),
@@ -43,7 +45,7 @@ def test_every_layout_at_any_mean(shape, mean):
     check_forward(x, axis, gamma, beta, forward(x, gamma, beta, axis=axis))
 
 
-@pytest.mark.parametrize("shape", ["short planes", "few channels", "features", "tiny planes", "a few"])
+@pytest.mark.parametrize("shape", ["short planes", "few channels", "features", "few rows", "tiny planes", "a few"])
 def test_masks(shape):
     dims, axis = SHAPES[shape]
     x = drawn(dims, 3.0)
@@ -66,7 +68,7 @@ def test_everything_masked_writes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, ml_dtypes.bfloat16, np.float16], ids=lambda d: np.dtype(d).name)
-@pytest.mark.parametrize("shape", ["short planes", "features"])
+@pytest.mark.parametrize("shape", ["short planes", "features", "few rows", "few narrow rows"])
 def test_element_types(shape, dtype):
     dims, axis = SHAPES[shape]
     x = drawn(dims, 1.0, dtype)
@@ -81,6 +83,8 @@ def test_element_types(shape, dtype):
         ("relu6", "short planes", False),
         ("leaky_relu", "features", False),
         ("silu", "features", True),
+        ("relu6", "few rows", False),
+        ("silu", "few narrow rows", True),
     ],
 )
 def test_activation_and_residual(activation, shape, added):
@@ -95,7 +99,9 @@ def test_activation_and_residual(activation, shape, added):
     np.testing.assert_array_equal(again, y)
 
 
-@pytest.mark.parametrize("shape", ["short planes", "few channels", "features", "tiny planes"])
+@pytest.mark.parametrize(
+    "shape", ["short planes", "few channels", "features", "few rows", "few narrow rows", "tiny planes"]
+)
 def test_inference(shape):
     dims, axis = SHAPES[shape]
     x = drawn(dims, 5.0)
@@ -106,7 +112,9 @@ def test_inference(shape):
     check_output(inference(x, mean, variance, gamma, beta, axis=axis), z, x, gamma, beta, axis)
 
 
-@pytest.mark.parametrize("shape", ["short planes", "few channels", "planes of many units", "features", "a few"])
+@pytest.mark.parametrize(
+    "shape", ["short planes", "few channels", "planes of many units", "features", "few rows", "a few"]
+)
 def test_the_same_bits_at_any_number_of_threads(shape):
     dims, axis = SHAPES[shape]
     x = np.concatenate([drawn(dims)] * 10)  # large enough for threads
@@ -121,7 +129,7 @@ def test_the_same_bits_at_any_number_of_threads(shape):
 
 
 @pytest.mark.parametrize("value", [3.1e7, -0.1, 1e30, 3e38])
-@pytest.mark.parametrize(("shape", "axis"), [((4, 16, 50), 1), ((100, 16), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((4, 16, 50), 1), ((100, 16), 1), ((2500, 16), 1)])
 def test_a_constant_channel_is_exactly_beta(shape, axis, value):
     x = np.full(shape, value, np.float32)
     _, beta = parameters(np.random.default_rng(0), 16)
@@ -130,7 +138,9 @@ def test_a_constant_channel_is_exactly_beta(shape, axis, value):
     assert not variance.any()
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((4, 20, 50), 1), ((200, 20), 1), ((300, 3), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 20, 50), 1), ((200, 20), 1), ((300, 3), 1), ((1500, 20), 1), ((3000, 3), 1)]
+)
 def test_samples_far_from_the_mean_cost_no_accuracy(shape, axis):
     x = drawn(shape)
     x.reshape(shape[0], -1)[0] += 300.0  # the samples that the shift is taken from are off by many deviations
@@ -138,7 +148,9 @@ def test_samples_far_from_the_mean_cost_no_accuracy(shape, axis):
     check_forward(x, axis, ones, 0 * ones, forward(x, ones, 0 * ones, axis=axis))
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((4, 20, 50), 1), ((200, 20), 1), ((300, 3), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 20, 50), 1), ((200, 20), 1), ((300, 3), 1), ((1500, 20), 1), ((3000, 3), 1)]
+)
 def test_squares_beyond_float32_stay_finite(shape, axis):
     x = drawn(shape) * np.float32(1e30)
     ones = np.ones(shape[axis], np.float32)
@@ -146,7 +158,7 @@ def test_squares_beyond_float32_stay_finite(shape, axis):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize(("shape", "axis"), [((4, 20, 50), 1), ((200, 20), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((4, 20, 50), 1), ((200, 20), 1), ((1500, 20), 1)])
 def test_a_nan_shows_in_its_channel_only(shape, axis, bad):
     x = drawn(shape)
     x[2, 5] = bad
@@ -168,9 +180,10 @@ def test_activations_of_what_is_not_finite():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_moving_statistics_follow_with_the_guard(dtype):
-    x = drawn((6, 20, 30), 2.0)
-    x[0, 3, 0] = np.nan
+@pytest.mark.parametrize("shape", [(6, 20, 30), (180, 20), (180 * 20, 20)])
+def test_moving_statistics_follow_with_the_guard(shape, dtype):
+    x, count = drawn(shape, 2.0), int(np.prod(shape)) // 20
+    x[0, 3] = np.nan
     moving_mean, moving_variance = np.zeros(20, dtype), np.ones(20, dtype)
     skipped = np.zeros(20, np.int64)
     for _ in range(2):
@@ -180,11 +193,11 @@ def test_moving_statistics_follow_with_the_guard(dtype):
     counted = skipped == 0
     # 2 updates of two roundings each, in the moving statistics' own type.
     np.testing.assert_allclose(moving_mean, np.where(counted, 0.19 * mean, 0), rtol=8 * np.finfo(dtype).eps)
-    stored = 0.81 + 0.19 * variance * 180 / 179
+    stored = 0.81 + 0.19 * variance * count / (count - 1)
     np.testing.assert_allclose(moving_variance, np.where(counted, stored, 1), rtol=8 * np.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("shape", ["short planes", "features", "tiny planes"])
+@pytest.mark.parametrize("shape", ["short planes", "features", "few rows", "tiny planes"])
 def test_in_place(shape):
     dims, axis = SHAPES[shape]
     x = drawn(dims)

@@ -105,6 +105,10 @@ def test_the_table():
     assert {parts for _, parts in job((4, 20, 100)).phases} == {1}  # small: one thread
     assert {parts for _, parts in job((40, 20, 100)).phases} == {2}
     assert arrange((3, 4, 5), ((40, 10, 2),), 1) is None  # no unit stride at all
+    few, many = job((256, 64)), job((600, 64))
+    assert len(few.phases) == 1
+    assert few.function != many.function
+    assert len(many.phases) == 5
 
 
 def test_loops_that_follow_each_other_become_one():
@@ -131,7 +135,12 @@ def past_caches(monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "axis", "dtype"),
-    [((4, 20, 9, 11), 1, "float32"), ((5, 3, 1001), 1, "float32"), ((90, 64), 1, "float32"), ((90, 64), 1, "bfloat16")],
+    [
+        ((4, 20, 9, 11), 1, "float32"),
+        ((5, 3, 1001), 1, "float32"),
+        ((640, 64), 1, "float32"),
+        ((640, 64), 1, "bfloat16"),
+    ],
 )
 def test_what_is_written_past_the_caches_is_the_same(shape, axis, dtype, request):
     rng = np.random.default_rng(0)

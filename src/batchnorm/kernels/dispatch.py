@@ -5,6 +5,7 @@ arrays                element types                               layout        
 ====================  ==========================================  =============================  ====================
 any address           float32, float64, bfloat16, float16         channels' elements adjacent    ``channels_first``
 any address           the same                                    channels adjacent              ``channels_last``
+any address           the same                                    the same, `FEW_ROWS`, no mask  ``few_rows``
 NumPy arrays          the same, up to `TINY` elements             any                            ``tiny``
 NumPy arrays          anything else; no Numba installed           any                            `core.ops`
 ====================  ==========================================  =============================  ====================
@@ -34,6 +35,8 @@ SERIAL = 128 * 1024
 """Bytes of the input under which one thread is faster than two."""
 PAST_CACHES = 16 * 1024 * 1024
 """Bytes of the output from which it is written past the caches."""
+FEW_ROWS = 2048
+"""Vectors of channels, at most, of a matrix that is done whole, on one thread."""
 FEW = 16
 """Fewer channels than this are divided among the threads by units."""
 RUN = 4096
@@ -134,6 +137,8 @@ def job(
     assert layout is not None, "an operand that fits() refuses"
     size, wide = DTYPES[dtype], DTYPES[wide_dtype(dtype)]
     nbytes = size * layout.channels * layout.count
+    if _is_small(operation, layout, mask):
+        return _job_of_few_rows(operation, layout, dtype, activation, operands)
     parts = 1 if nbytes < SERIAL else threads
     stream = operation != "moments" and nbytes >= PAST_CACHES and _has_lines(layout, size, aligned)
     direction = "backward" if operation == "backward" else "forward"
@@ -161,6 +166,27 @@ def job(
     template[at.DOUBLE], template[at.ELEMENT] = wide == 8, at.ELEMENTS.index(dtype)
     offset, work = work if by_column else 0, work + by_column
     return Job(layout, template, operands, launch.walk(layout.kind), phases, offset, work, sums, work + sums + own)
+
+
+def _is_small(operation: Operation, layout: Layout, mask: bool) -> bool:
+    """Whether it is a matrix of few rows, evenly spaced, as `few_rows` takes it."""
+    if mask or operation == "moments" or layout.kind != "last" or layout.repeat != 1 or layout.outer != 1:
+        return False
+    return layout.count * -(-layout.channels // LANES) <= FEW_ROWS
+
+
+def _job_of_few_rows(
+    operation: Operation, layout: Layout, dtype: str, activation: str, operands: tuple[int, ...]
+) -> Job:
+    from . import launch
+
+    wide, pitch = DTYPES[wide_dtype(dtype)], _round(layout.channels)
+    template = _template(layout, operands, DTYPES[dtype], pitch, pitch, 1)
+    template[at.BACKWARD] = operation == "backward"
+    template[at.DOUBLE], template[at.ELEMENT] = wide == 8, at.ELEMENTS.index(dtype)
+    function = launch.whole(operation, dtype, activation, at.RESIDUAL in operands)
+    work = at.ROWS * pitch * wide
+    return Job(layout, template, operands, function, ((at.WHOLE, 1),), 0, work, 0, work)
 
 
 def _round(count: int) -> int:

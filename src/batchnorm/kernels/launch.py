@@ -30,7 +30,7 @@ import numba
 import numpy as np
 from numba import cfunc, njit, prange, types
 
-from . import backward_first, backward_last, forward_first, forward_last, walk_first, walk_last
+from . import backward_first, backward_last, few_rows, forward_first, forward_last, walk_first, walk_last
 from . import block as at
 from .address import address_of
 from .caching import CACHE
@@ -48,6 +48,7 @@ __all__ = [
     "together",
     "versioned",
     "walk",
+    "whole",
 ]
 
 LEAVES: dict[str, Any] = {
@@ -63,6 +64,11 @@ LEAVES: dict[str, Any] = {
     "backward last apply": backward_last.apply,
 }
 WALKS: dict[str, Any] = {"first": walk_first.walk, "last": walk_last.walk}
+WHOLE: dict[str, Any] = {
+    "training": few_rows.training,
+    "inference": few_rows.inference,
+    "backward": few_rows.backward,
+}
 
 
 def _source() -> int:
@@ -153,6 +159,13 @@ def walk(kind: str) -> int:
     """The address of what visits the elements: of kind "first" or "last"."""
     version = Spec("float32", "identity", False, False, False, SOURCE)  # walks are the same for all of them
     return _compiled(WALKS[kind], types.void(*[types.int64] * 3, version))
+
+
+@functools.cache
+def whole(operation: str, dtype: str, activation: str, residual: bool) -> int:
+    """The address of what does all of an operation on few rows; called as a walk is."""
+    spec = Spec(dtype, activation, residual, False, False, SOURCE)
+    return _compiled(_apart(WHOLE[operation], spec.name), types.void(*[types.int64] * 3, spec))
 
 
 def _apart(function: Any, variant: str) -> Any:

@@ -71,7 +71,7 @@ def load_some(context, spec, address, index, count):
         place = element_at(b, args[1], args[2], SIZES[spec.dtype], raw)
         zero = ir.Constant(raw, None)
         name = f"llvm.masked.load.{suffix(raw)}.p0"
-        got = call_llvm(b, name, raw, place, I32(SIZES[spec.dtype]), _first(b, args[3], spec.lanes), zero)
+        got = call_llvm(b, name, raw, place, I32(SIZES[spec.dtype]), first_of(b, args[3], spec.lanes), zero)
         return widened(b, got if raw is kind else b.bitcast(got, kind), spec)
 
     return spec.vector(spec, types.int64, types.int64, types.int64), generate
@@ -176,13 +176,14 @@ def store_some(context, spec, address, index, value, count):
             raw = b.bitcast(raw, ir.VectorType(ir.IntType(16), spec.lanes))
         place = element_at(b, args[1], args[2], SIZES[spec.dtype], raw.type)
         name = f"llvm.masked.store.{suffix(raw.type)}.p0"
-        call_llvm(b, name, ir.VoidType(), raw, place, I32(SIZES[spec.dtype]), _first(b, args[4], spec.lanes))
+        call_llvm(b, name, ir.VoidType(), raw, place, I32(SIZES[spec.dtype]), first_of(b, args[4], spec.lanes))
         return c.get_dummy_value()
 
     return types.void(spec, types.int64, types.int64, spec.vector, types.int64), generate
 
 
-def _first(b, count, n):
+def first_of(b, count, n):
+    """Truth in the first ``count`` of ``n`` lanes."""
     index = ir.Constant(ir.VectorType(I32, n), list(range(n)))
     return b.icmp_signed("<", index, spread(b, b.trunc(count, I32), n))
 
@@ -231,7 +232,7 @@ def load_flags(context, spec, address, index, count):
         kind = ir.VectorType(ir.IntType(8), n)
         place = element_at(b, args[1], args[2], 1, kind)
         zero = ir.Constant(kind, None)
-        got = call_llvm(b, f"llvm.masked.load.{suffix(kind)}.p0", kind, place, I32(1), _first(b, args[3], n), zero)
+        got = call_llvm(b, f"llvm.masked.load.{suffix(kind)}.p0", kind, place, I32(1), first_of(b, args[3], n), zero)
         return b.icmp_unsigned("!=", got, zero)
 
     return Vector("bool", spec.lanes)(spec, types.int64, types.int64, types.int64), generate
@@ -242,7 +243,7 @@ def first_lanes(context, spec, count):
     """Truth in the first ``count`` lanes."""
 
     def generate(_c, b, sig, args):
-        return _first(b, args[1], sig.args[0].lanes)
+        return first_of(b, args[1], sig.args[0].lanes)
 
     return Vector("bool", spec.lanes)(spec, types.int64), generate
 

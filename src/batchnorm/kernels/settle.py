@@ -41,13 +41,18 @@ from .block import (
     WORK,
 )
 from .intrinsics import get_double, get_float, get_half, get_int, get_short, put_double, put_float, put_int
+from .per_channel import choose, like, root
 
 __all__ = [
+    "AGAIN",
     "coefficients",
     "get_element",
     "get_wide",
     "gradient_coefficients",
+    "gradient_terms",
+    "moments_from",
     "put_wide",
+    "scale_and_shift",
     "settled",
     "update_moving",
 ]
@@ -89,39 +94,77 @@ def get_element(block, address, index):
     return np.float64(get_short(address, index) if kind == 2 else get_half(address, index))
 
 
+# -- the equations: of float64, or of vectors of them, a channel a lane ------------------------------------------------
+
+
+@njit(error_model="numpy")
+def moments_from(shift, total, squares, n):
+    """Mean and variance; the mean's distance from the shift, squared, and the mean square."""
+    distance, spread = total / n, squares / n
+    variance = spread - distance * distance
+    nothing = like(variance, 0.0)
+    return shift + distance, choose(variance < nothing, nothing, variance), distance * distance, spread
+
+
+@njit(error_model="numpy")
+def scale_and_shift(mean, high, variance, gamma, beta, epsilon):
+    """Of ``y = (x - high)*scale + shift``, where ``high + low`` is the mean.
+
+    `equations.normalized`, with the low part of the mean in the addend: one float32 cannot hold the mean of N(1e6, 1).
+    """
+    scale = like(mean, 1.0) / root(variance + epsilon) * gamma
+    return scale, beta - (mean - high) * scale
+
+
+@njit(error_model="numpy")
+def gradient_terms(mean, high, variance, gamma, epsilon, total, along, n):
+    """The gradient of gamma, and ``scale, slope, shift`` of ``dx = scale*g + slope*(x - high) + shift``.
+
+    `equations.parameter_gradients` and `equations.input_gradient` with the terms in x and in 1 gathered; ``total`` is
+    ``sum(g)``, ``along`` is ``sum(g * (x - high))``.
+    """
+    inverse, low = like(mean, 1.0) / root(variance + epsilon), mean - high
+    of_gamma = inverse * (along - low * total)
+    scale = inverse * gamma
+    return (
+        of_gamma,
+        scale,
+        like(mean, 0.0) - scale * inverse * of_gamma / n,
+        scale * (inverse * low * of_gamma - total) / n,
+    )
+
+
+# -- a channel of a block ----------------------------------------------------------------------------------------------
+
+
 @njit(error_model="numpy")
 def settled(block, channel, shift, total, squares):
     """Store mean and variance. 0: done; 1: sum again around the stored mean; 2: again, in float64."""
-    n = get_int(block, COUNT)
-    distance = total / n
-    spread = squares / n
-    variance = spread - distance * distance
-    variance = 0.0 if variance < 0.0 else variance
-    put_double(get_int(block, MEAN), channel, shift + distance)
+    mean, variance, distance, spread = moments_from(shift, total, squares, float(get_int(block, COUNT)))
+    put_double(get_int(block, MEAN), channel, mean)
     put_double(get_int(block, VARIANCE), channel, variance)
     if spread == math.inf:
         return 2
-    return 1 if distance * distance > AGAIN * variance else 0
+    return 1 if distance > AGAIN * variance else 0
+
+
+@njit(error_model="numpy")
+def _multiplier(block, channel):
+    gamma = get_int(block, GAMMA)
+    return get_wide(block, gamma, channel) if gamma != 0 else 1.0
 
 
 @njit(error_model="numpy")
 def coefficients(block, channel):
-    """``high, scale, shift`` of ``y = (x - high)*scale + shift``, where ``high + low`` is the mean.
-
-    `equations.normalized`, with the low part of the mean in the addend: one float32 cannot hold the mean of N(1e6, 1).
-    """
-    pitch = get_int(block, PITCH)
+    """``high, scale, shift`` of a channel: `scale_and_shift`."""
+    pitch, beta, work = get_int(block, PITCH), get_int(block, BETA), get_int(block, WORK)
     mean = get_double(get_int(block, MEAN), channel)
     variance = get_double(get_int(block, VARIANCE), channel)
-    gamma, beta, work = get_int(block, GAMMA), get_int(block, BETA), get_int(block, WORK)
-    scale = 1.0 / math.sqrt(variance + get_double(block, EPSILON))
-    if gamma != 0:
-        scale *= get_wide(block, gamma, channel)
+    addend = get_wide(block, beta, channel) if beta != 0 else 0.0
     high = rounded(block, mean)
-    low = mean - high
-    shift = -low * scale
-    if beta != 0:
-        shift += get_wide(block, beta, channel)
+    scale, shift = scale_and_shift(
+        mean, high, variance, _multiplier(block, channel), addend, get_double(block, EPSILON)
+    )
     put_wide(block, work, channel, high)
     put_wide(block, work, pitch + channel, scale)
     put_wide(block, work, 2 * pitch + channel, shift)
@@ -129,25 +172,18 @@ def coefficients(block, channel):
 
 @njit(error_model="numpy")
 def gradient_coefficients(block, channel, total, along):
-    """Gradients of beta and gamma, and ``scale, slope, shift`` of ``dx = scale*g + slope*(x - high) + shift``.
-
-    `equations.parameter_gradients` and `equations.input_gradient` with the terms in x and in 1 gathered; ``total`` is
-    ``sum(g)``, ``along`` is ``sum(g * (x - high))``.
-    """
+    """Gradients of beta and gamma, and the coefficients of the way back: `gradient_terms`."""
     pitch, work = get_int(block, PITCH), get_int(block, WORK)
-    mean = get_double(get_int(block, MEAN), channel)
-    inverse = 1.0 / math.sqrt(get_double(get_int(block, VARIANCE), channel) + get_double(block, EPSILON))
-    low = mean - rounded(block, mean)
-    slope = inverse * (along - low * total)
+    mean, n = get_double(get_int(block, MEAN), channel), float(get_int(block, COUNT))
+    variance, gamma = get_double(get_int(block, VARIANCE), channel), _multiplier(block, channel)
+    of_gamma, scale, slope, shift = gradient_terms(
+        mean, rounded(block, mean), variance, gamma, get_double(block, EPSILON), total, along, n
+    )
     put_double(get_int(block, BETA_GRAD), channel, total)
-    put_double(get_int(block, GAMMA_GRAD), channel, slope)
-    scale = inverse
-    if get_int(block, GAMMA) != 0:
-        scale *= get_wide(block, get_int(block, GAMMA), channel)
-    n = float(get_int(block, COUNT))
+    put_double(get_int(block, GAMMA_GRAD), channel, of_gamma)
     put_wide(block, work, GRAD_SCALE * pitch + channel, scale)
-    put_wide(block, work, GRAD_SLOPE * pitch + channel, -scale * inverse * slope / n)
-    put_wide(block, work, GRAD_SHIFT * pitch + channel, scale * (inverse * low * slope - total) / n)
+    put_wide(block, work, GRAD_SLOPE * pitch + channel, slope)
+    put_wide(block, work, GRAD_SHIFT * pitch + channel, shift)
 
 
 @njit(error_model="numpy")

@@ -30,7 +30,7 @@ from .settle import (
     update_moving,
 )
 
-__all__ = ["row_at", "walk"]
+__all__ = ["in_double", "row_at", "walk"]
 
 FLUSH = 128
 """Rows that are added up in the arithmetic's type, then in float64."""
@@ -170,11 +170,11 @@ def _finish(block, channel, first, second):
         put_wide(block, work, channel, get_double(get_int(block, MEAN), channel))
         put_int(block, at.AGAIN, 1)
     elif verdict == 2:
-        _in_double(block, channel)
+        in_double(block, channel)
 
 
 @njit(error_model="numpy")
-def _in_double(block, channel):
+def in_double(block, channel):
     """Squares beyond float32's range: once more for the mean, once more around it."""
     x, flags, repeat, rows = get_int(block, X), get_int(block, MASK), get_int(block, REPEAT), _rows(block)
     shift = get_wide(block, get_int(block, WORK), channel)
