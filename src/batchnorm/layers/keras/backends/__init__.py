@@ -8,9 +8,9 @@ where there is one, normalises with given statistics, or gives None where `equat
 ``XP`` is the namespace of the arithmetic, ``CHOOSE`` the condition of `equations.moments`. ``value`` and ``constant``,
 where they are there, read a variable otherwise than `keras.ops` does.
 ``few()``, where there is one, says whether what is being traced will be run operation by operation, so that fewer are
-faster also where they read small arrays more often.
-``COUNTED_IN_STATE`` says whether a count that changes inside a compiled step must be among the layer's variables. Only
-the module of the backend that Keras runs on, `running`, is ever imported.
+faster also where they read small arrays more often. ``COUNTED_IN_STATE`` says whether a count that changes inside a
+compiled step must be among the layer's variables. Only the module of the backend that Keras runs on, `running`, is ever
+imported.
 """
 
 from __future__ import annotations
