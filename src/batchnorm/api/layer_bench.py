@@ -12,11 +12,9 @@ import numpy as np
 from batchnorm.core.accumulator import Accumulator
 from batchnorm.core.calibration import Trace
 from batchnorm.core.padding import LeftOut, Told
-from batchnorm.core.plan import plan
 from batchnorm.core.record import LayerRecord
-from batchnorm.engines.calls import not_along, of_channels
+from batchnorm.engines.array_call import ArrayCall
 from batchnorm.errors import ArgumentError
-from batchnorm.kernels.on_arrays import moments
 
 __all__ = ["LayerBench", "as_one_array", "commit"]
 
@@ -48,10 +46,10 @@ class LayerBench:
         x = as_one_array(batch)
         self._twin.predict(x)
         name, seconds = self.records[0].name, time.perf_counter() - start
-        lies = [] if told is None or told.at(self._positions(x)) is None else [name]
-        return Trace(
-            (name,), {name: frozenset()}, {name: 0.0}, True, seconds, None if told is None else frozenset(lies)
-        )
+        padded = None
+        if told is not None:
+            padded = frozenset([name] if ArrayCall(self.records[0], x).lies_along(told) else [])
+        return Trace((name,), {name: frozenset()}, {name: 0.0}, True, seconds, padded)
 
     def measure(
         self,
@@ -82,25 +80,10 @@ class LayerBench:
         """See `Bench`."""
         write(self._twin, mean, variance)
 
-    def _positions(self, x: Any) -> tuple[int, ...]:
-        return tuple(int(x.shape[axis]) for axis in plan(x.shape, self.records[0].axis).reduced)
-
-    def _data(self, x: Any, left_out: LeftOut | None) -> Any:
-        """Which positions hold data; None is all."""
-        record = self.records[0]
-        if left_out is None or record.name not in left_out.layers:
-            return None
-        found = left_out.told.at(self._positions(x))
-        if found is None:
-            raise not_along(record.name, x.shape)
-        return found
-
     def _moments(self, x: Any, left_out: LeftOut | None) -> Accumulator:
-        record = self.records[0]
-        data = self._data(x, left_out) if x.size else None
-        if not x.size or (data is not None and not data.any()):
-            return Accumulator(0, np.zeros(record.channels), np.zeros(record.channels))
-        return of_channels(record, moments(x, record.axis, mask=data))
+        call = ArrayCall(self.records[0], x)
+        call.leave_out(left_out)
+        return call.moments()
 
 
 def as_one_array(batch: Any) -> Any:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from batchnorm.core import equations, ops
 from batchnorm.core.accumulator import Accumulator
-from batchnorm.core.padding import Told
+from batchnorm.core.padding import LeftOut, Told
 from batchnorm.core.plan import Plan, mask_shape, plan
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused
@@ -58,16 +58,18 @@ class Call(ABC):
         """Whether it is known which positions of its input hold data: from its own mask, or as the data tell."""
         return self.mask is not None or self._at(told) is not None
 
-    def leave_out(self, told: Told) -> None:
-        """Count only the positions that hold data, where its own mask does not tell.
+    def leave_out(self, padding: LeftOut | None) -> None:
+        """Count only the positions that hold data, where that is said of this layer and its own mask does not tell.
 
         Raises
         ------
         Refused
             They do not lie along its input.
         """
-        self._data = None if self.mask is not None else self._at(told)
-        if self.mask is None and self._data is None:
+        if padding is None or self.name not in padding.layers or self.mask is not None:
+            return
+        self._data = self._at(padding.told)
+        if self._data is None:
             raise not_along(self.name, tuple(self.x.shape))
 
     def _at(self, told: Told) -> Array | None:

@@ -80,7 +80,7 @@ class Eager(ABC):
         last = len(set(layers)) if self._once else None
 
         def visit(call: Call) -> None:
-            _without(call, left_out)
+            call.leave_out(left_out)
             if call.name in layers:
                 is_last = last is not None and len({*found, call.name}) == last
                 if call.name not in training:
@@ -102,7 +102,7 @@ class Eager(ABC):
 
         def visit(call: Call) -> None:
             if call.name in training:
-                _without(call, left_out)
+                call.leave_out(left_out)
                 self._as_in_training(call)
 
         with self._restored(training):
@@ -191,8 +191,3 @@ def few(batch: Any) -> Any:
 
 def _everything_after(order: tuple[str, ...]) -> dict[str, frozenset[str]]:
     return {name: frozenset(order[number + 1 :]) for number, name in enumerate(order)}
-
-
-def _without(call: Call, left_out: LeftOut | None) -> None:
-    if left_out is not None and call.name in left_out.layers:
-        call.leave_out(left_out.told)

@@ -1,0 +1,75 @@
+"""One call of a layer that is fed a NumPy array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.plan import plan
+from batchnorm.core.record import LayerRecord
+from batchnorm.kernels.on_arrays import batch_norm
+
+from .calls import Call, of_channels
+
+__all__ = ["ArrayCall"]
+
+Array = NDArray[Any]
+
+
+class ArrayCall(Call):
+    """See `Call`.
+
+    Parameters
+    ----------
+    record : LayerRecord
+        The layer's.
+    x : array
+        What it is fed.
+    gamma, beta : array, optional
+        The parameters of this call.
+    spare : bool
+        Whether nobody needs ``x`` afterwards, so that the output may take its place.
+    """
+
+    def __init__(
+        self,
+        record: LayerRecord,
+        x: Array,
+        gamma: Array | None = None,
+        beta: Array | None = None,
+        *,
+        spare: bool = False,
+    ) -> None:
+        super().__init__(record, x)
+        self._parameters = gamma, beta
+        self._out = x if spare and x.flags.writeable else None
+
+    def in_training(self) -> Accumulator:
+        """`moments`, and in ``output`` what the layer gives in training mode; None where nothing counts."""
+        who = f"recalibrate: {self.name}"
+        how = plan(self.x.shape, self.record.axis, who)
+        counted = self._counted(how, who)
+        if not self.x.size or (counted is not None and not counted.any()):
+            return self._nothing()
+        given: Any = {"epsilon": self.record.epsilon, "axis": self.record.axis, "mask": counted, "out": self._out}
+        with np.errstate(all="ignore"):
+            self.output, found = batch_norm(self.x, *self._parameters, **given)
+        return of_channels(self.record, found)
+
+    def _namespace(self) -> Any:
+        return np
+
+    def _widened(self) -> Any:
+        return self.x if self.x.dtype == np.float64 else self.x.astype(np.float32)
+
+    def _tensor(self, array: Array) -> Any:
+        return array
+
+    def _array(self, tensor: Any) -> Array:
+        return np.array(tensor)
+
+    def _memory(self) -> Array | None:
+        return self.x

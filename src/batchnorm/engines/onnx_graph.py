@@ -1,0 +1,82 @@
+"""What stands in an ONNX graph: its batch normalizations, what feeds what, and which values are constants."""
+
+# pyright: reportUnknownMemberType=false
+# onnx' messages are generated, and have no types.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+__all__ = ["MEAN", "SCALE", "SHIFT", "VARIANCE", "constants", "feeds", "names_in", "norm_nodes", "opset_of"]
+
+SCALE, SHIFT, MEAN, VARIANCE = 1, 2, 3, 4
+"""Which inputs of the operator are its parameters and its statistics."""
+NOISE = ("Random", "Multinomial", "Bernoulli")
+"""How the names of operators begin that give other values at each run."""
+
+
+def norm_nodes(model: Any) -> list[Any]:
+    """The batch normalizations of the outermost graph."""
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx") and len(node.input) > VARIANCE
+    ]
+
+
+def opset_of(model: Any) -> int:
+    """The version of ONNX' own operators."""
+    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=1)
+
+
+def names_in(node: Any) -> set[str]:
+    """Everything a node takes, also inside its branches and loops."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for inner in graph.node:
+                names |= names_in(inner)
+            names |= {output.name for output in graph.output}
+    return names
+
+
+def constants(graph: Any, nodes: Sequence[Any]) -> dict[str, Any]:
+    """Values that no input reaches: name -> its node, of ``nodes`` of the graph; None for what the file holds."""
+    held = (*graph.initializer, *(each.values for each in graph.sparse_initializer))
+    found: dict[str, Any] = {each.name: None for each in held}
+    for node in nodes:
+        plain = all(not attribute.HasField("g") and not attribute.graphs for attribute in node.attribute)
+        if plain and not node.op_type.startswith(NOISE) and all(name in found for name in node.input if name):
+            found |= dict.fromkeys((name for name in node.output if name), node)
+    return found
+
+
+def feeds(nodes: Sequence[Any], layer_of: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Layer -> the layers that what it gives arrives at; a layer of several nodes may feed itself.
+
+    ``layer_of`` names the layer of a node by its output; ``nodes`` are in an order in which they can run.
+    """
+    fed: dict[str, frozenset[str]] = {}
+    found: dict[str, set[str]] = {name: set() for name in layer_of.values()}
+    for node in nodes:
+        sources = frozenset[str]().union(*(fed.get(name, frozenset()) for name in names_in(node)))
+        own = layer_of.get(node.output[0]) if node.output else None
+        if own is not None:
+            for source in sources:
+                found[source].add(own)
+            sources |= {own}
+        fed |= dict.fromkeys(node.output, sources)
+    return _closed(found)
+
+
+def _closed(found: dict[str, set[str]]) -> dict[str, frozenset[str]]:
+    """With what is fed by what is fed."""
+    changed = True
+    while changed:
+        changed = False
+        for fed in found.values():
+            more = cast("set[str]", set().union(*(found[each] for each in fed))) - fed
+            changed |= bool(more)
+            fed |= more
+    return {name: frozenset(fed) for name, fed in found.items()}
