@@ -23,6 +23,7 @@ import batchnorm as bn
 
 ROOT = Path(__file__).parents[1]
 CHANNELS = (16, 64)
+PACKAGES = (("rapidocr_onnxruntime", "models/*.onnx"), ("fer", "data/*.hdf5"))
 STATED = 1e-5
 
 
@@ -80,13 +81,14 @@ def by_depth(depths: list[int], seeds: int) -> bool:
 def models() -> None:
     """Trained models: ours, and those of packages that are installed."""
     places = [ROOT / "examples" / "digits.onnx"]
-    spec = importlib.util.find_spec("rapidocr_onnxruntime")
-    if spec is not None and spec.origin is not None:
-        places += sorted(Path(spec.origin).parent.glob("models/*.onnx"))
+    for package, pattern in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            places += sorted(Path(spec.origin).parent.glob(pattern))
     print("\nmodel                                folded  refused   max rel     bound  written")
     for place in places:
         with tempfile.TemporaryDirectory() as folder:
-            found = bn.fold(place, Path(folder) / "out.onnx")
+            found = bn.fold(place, Path(folder) / f"out{place.suffix}")
         proof = found.proof
         numbers = f"{proof.max_rel:9.2e} {proof.bound:9.2e}" if proof else ""
         written = "yes" if found.output else "no: " + found.notes[-1][:40]
@@ -122,6 +124,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.manual_seed(0)
     with torch.no_grad():
         fine = by_depth([int(depth) for depth in asked.depths.split(",")], asked.seeds)
         models()

@@ -128,6 +128,7 @@ def main(folder):
     found["data"] = outcome(bn.fold(sequential(), data=np.ones((70, 6), "f4"), skip=["first"]))
     found["ours"] = outcome(bn.fold(ours()))
     found["custom"] = outcome(bn.fold(custom()))
+    found["unregistered"] = outcome(bn.fold(unregistered()))
     odd(found)
     freezing(folder, found)
     (folder / "found.json").write_text(json.dumps(found))
@@ -178,6 +179,30 @@ def custom():
     x = keras.Input((8, 8, 3))
     y = norm(Conv2D(4, 1, name="twice")(x), "of_custom")
     return trained(keras.Model(x, norm(L.Conv2D(2, 1, name="c")(L.ReLU()(y)), "fine")))
+
+
+class Twice(keras.layers.Layer):
+    """Known to nobody: neither registered nor importable, as in a notebook."""
+
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def halved(x):
+    return x / 2
+
+
+class Functional(keras.Model):
+    pass
+
+
+Twice.__module__ = Functional.__module__ = halved.__module__ = "a_notebook"
+
+
+def unregistered():
+    x = keras.Input((8, 8, 3))
+    y = norm(L.Conv2D(2, 1, name="c", kernel_regularizer="l2")(Twice()(x)), "bn")
+    return trained(Functional(x, L.Activation(halved)(y)))
 
 
 def ours():

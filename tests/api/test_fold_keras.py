@@ -117,6 +117,10 @@ def test_a_class_of_the_users_own_is_left_alone(found):
     assert "class of its own" in found["custom"]["refused"]["of_custom"]
 
 
+def test_classes_that_keras_cannot_find_again_are_those_of_the_live_model(found):
+    assert found["unregistered"]["folded"] == {"bn": ["c", "after"]}
+
+
 def test_layers_of_this_package(found):
     assert set(found["ours"]["folded"]) == {"ours"}
     assert set(found["ours"]["refused"]) == {"acts"}

@@ -6,6 +6,7 @@ import copy
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from inspect import isfunction
 from typing import Any, cast
 
 from batchnorm.engines.keras import array_of
@@ -36,7 +37,7 @@ def folded(model: Any, changes: Sequence[Change]) -> Any:
     _edit(config, (), gone, biased)
     try:
         with random_state_kept():
-            made = keras.saving.deserialize_keras_object(config, safe_mode=False)
+            made = keras.saving.deserialize_keras_object(config, custom_objects=_classes(model), safe_mode=False)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         raise Refused(
@@ -44,6 +45,20 @@ def folded(model: Any, changes: Sequence[Change]) -> Any:
         ) from error
     _copy_weights(keras, model, made, {tuple(change.operation.settings["path"]): change for change in changes}, gone)
     return made
+
+
+def _classes(model: Any) -> dict[str, Any]:
+    """The user's own classes and functions in a live model, by name: nothing of it needs to be registered to be found.
+
+    Where two have one name neither is there, and what is registered counts.
+    """
+    found: dict[str, set[Any]] = {}
+    for layer in model._flatten_layers():
+        own: list[Any] = [type(layer), *filter(isfunction, vars(layer).values())]
+        for each in own:
+            if not str(each.__module__).startswith(("keras.", "batchnorm.")):
+                found.setdefault(each.__name__, set()).add(each)
+    return {name: known.pop() for name, known in found.items() if len(known) == 1}
 
 
 def save(model: Any, place: pathlib.Path) -> None:
