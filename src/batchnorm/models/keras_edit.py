@@ -54,7 +54,8 @@ def _classes(model: Any) -> dict[str, Any]:
     """
     found: dict[str, set[Any]] = {}
     for layer in model._flatten_layers():
-        own: list[Any] = [type(layer), *filter(isfunction, vars(layer).values())]
+        held = cast("dict[str, Any]", vars(layer)).values()
+        own: list[Any] = [type(layer), *(each for each in held if isfunction(each))]
         for each in own:
             if not str(each.__module__).startswith(("keras.", "batchnorm.")):
                 found.setdefault(each.__name__, set()).add(each)
