@@ -128,6 +128,7 @@ def main(folder):
     found["data"] = outcome(bn.fold(sequential(), data=np.ones((70, 6), "f4"), skip=["first"]))
     found["ours"] = outcome(bn.fold(ours()))
     found["custom"] = outcome(bn.fold(custom()))
+    found["axes"] = {str(axis): several_axes(axis, folder) for axis in ([1, 3], [3])}
     found["unregistered"] = outcome(bn.fold(unregistered()))
     odd(found)
     freezing(folder, found)
@@ -213,6 +214,19 @@ def ours():
     return trained(
         keras.Sequential([*layers, L.Conv2D(4, 3, name="d"), BatchNormalization(name="acts", activation="relu")])
     )
+
+
+def several_axes(axis, folder):
+    """A live layer holds a tuple of axes, a file a list; two axes are one channel for each pair of places."""
+    from batchnorm.keras import BatchNormalization
+
+    model = keras.Sequential([keras.Input((6, 5, 3)), L.Conv2D(4, 1, name="c"), BatchNormalization(axis=axis)])
+    model.layers[-1].moving_mean.assign(np.random.default_rng(0).normal(size=model.layers[-1].moving_mean.shape))
+    model.save(folder / "axes.keras")
+    live, file = (bn.load(each).layers[0] for each in (model, str(folder / "axes.keras")))
+    assert live.moving_mean.tolist() == file.moving_mean.tolist()
+    assert bn.check(model, np.ones((20, 6, 5, 3), "f4")).data.samples == 20
+    return {**outcome(bn.fold(model)), "axes": [live.axis, file.axis]}
 
 
 def masking():

@@ -121,6 +121,14 @@ def test_classes_that_keras_cannot_find_again_are_those_of_the_live_model(found)
     assert found["unregistered"]["folded"] == {"bn": ["c", "after"]}
 
 
+def test_a_live_layer_of_several_axes(found):
+    assert found["axes"]["[3]"]["axes"] == [3, 3]
+    assert list(found["axes"]["[3]"]["folded"].values()) == [["c", "after"]]
+    assert found["axes"]["[1, 3]"]["axes"] == [[1, 3], [1, 3]]
+    (why,) = found["axes"]["[1, 3]"]["refused"].values()
+    assert "24 channels" in why or "several axes" in why
+
+
 def test_layers_of_this_package(found):
     assert set(found["ours"]["folded"]) == {"ours"}
     assert set(found["ours"]["refused"]) == {"acts"}

@@ -186,7 +186,7 @@ def _kept(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> tuple[int, ...
 def _axis(path: str, name: str, value: Any) -> int | tuple[int, ...]:
     if isinstance(value, dict):  # a tuple, as tf.keras serialises it
         value = cast("Config", value).get("items")
-    items = cast("list[Any]", value) if isinstance(value, list) else [value]
+    items = list(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else [value]
     if not items or not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
         raise unreadable(path, f"layer {quoted(name)} has axis {quoted(items)}, which is no number")
     return items[0] if len(items) == 1 else tuple(items)
