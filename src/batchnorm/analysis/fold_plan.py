@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from batchnorm.core.graph import Graph, Operation
 from batchnorm.core.record import LayerRecord
-from batchnorm.errors import ModelFileError
 
-from .folding import Affine, Linear, affine_of, fits
+from .fold_edits import Edit, Fold, No, opened, unusable
+from .folding import Affine, affine_of, fits
 
 __all__ = ["Edit", "Fold", "Plan", "Refusal", "planned"]
 
 LINEAR = ("conv", "conv_transpose", "dense")
 VIEWS = ("identity", "dropout", "stochastic_depth", "reshape")
 SHOWN = 3
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 BORDER = "it comes before a {} that {}, and the border would see the shift: what lies outside is 0 there, not the shift"
 BETWEEN = {
     "activation": "an activation", "pad": "a padding", "pool": "a pooling", "dropout": "a dropout",
@@ -31,35 +28,11 @@ BETWEEN = {
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """A batch normalization that goes into an operation, ``after`` or ``before`` which it stands."""
-
-    layer: str
-    into: str
-    where: str
-    norm: Operation
-
-
-@dataclass(frozen=True, slots=True)
 class Refusal:
     """A batch normalization that stays, and why."""
 
     layer: str
     why: str
-
-
-@dataclass(slots=True)
-class Edit:
-    """An operation that takes in one or more batch normalizations: what it is then."""
-
-    operation: Operation
-    linear: Linear
-    dtype: np.dtype[Any]
-    folds: list[Fold] = field(default_factory=list[Fold])
-
-    def stored(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Its kernel and bias, rounded once to the type that the kernel had."""
-        return self.linear.stored(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +51,6 @@ class Plan:
     def terms(self) -> list[int]:
         """For each edited operation, how many products make one of its outputs."""
         return [edit.linear.terms for edit in self.edits]
-
-
-class _No(Exception):
-    """The reason why one candidate is none."""
 
 
 def planned(graph: Graph, records: Sequence[LayerRecord], ranks: dict[str, int], without: Sequence[str] = ()) -> Plan:
@@ -129,7 +98,7 @@ class _Planner:
     def _folded(self, norm: Operation, refused: dict[str, str]) -> bool:
         try:
             self._fold(norm)
-        except _No as why:
+        except No as why:
             refused[norm.name] = str(why)
             return False
         refused.pop(norm.name, None)
@@ -139,11 +108,11 @@ class _Planner:
         affine = self._affine(norm)
         try:
             self._into_producer(norm, affine)
-        except _No as behind:
+        except No as behind:
             try:
                 self._into_consumer(norm, affine)
-            except _No as before:
-                raise _No(self._why(norm, str(behind), str(before))) from None
+            except No as before:
+                raise No(self._why(norm, str(behind), str(before))) from None
 
     def _why(self, norm: Operation, behind: str, before: str) -> str:
         """The side on which a linear operation stands has the reason that counts."""
@@ -157,14 +126,14 @@ class _Planner:
     def _affine(self, norm: Operation) -> Affine:
         record = self._records.get(norm.name)
         if record is None:
-            raise _No("its arrays are not in the file")
+            raise No("its arrays are not in the file")
         if norm.shared or len(list(self._graph.calls(norm.name))) > 1:
-            raise _No("it is shared: it is called more than once, or its arrays belong to another layer, too")
-        if (why := _unusable(record, norm)) is not None:
-            raise _No(why)
+            raise No("it is shared: it is called more than once, or its arrays belong to another layer, too")
+        if (why := unusable(record, norm)) is not None:
+            raise No(why)
         affine = affine_of(record)
         if not np.all(np.isfinite(affine.scale) & np.isfinite(affine.shift)):
-            raise _No("its scale or shift is not finite in some channel")
+            raise No("its scale or shift is not finite in some channel")
         return affine
 
     def _way_back(self, norm: Operation) -> tuple[Operation | None, list[Operation], list[str]]:
@@ -185,16 +154,16 @@ class _Planner:
     def _into_producer(self, norm: Operation, affine: Affine) -> None:
         maker, steps, values = self._way_back(norm)
         if maker is None:
-            raise _No("it is fed by the model's input")
+            raise No("it is fed by the model's input")
         if maker.kind not in LINEAR:
-            raise _No(f"{BETWEEN[maker.kind]} ({maker.name}) feeds it")
+            raise No(f"{BETWEEN[maker.kind]} ({maker.name}) feeds it")
         others = [user.name for value in values for user in self._graph.consumers(value) if user not in steps]
         if others:
-            raise _No(f"{maker.name} has a second consumer: {_some(others)}")
+            raise No(f"{maker.name} has a second consumer: {_some(others)}")
         if any(self._graph.leaves(value) for value in values):
-            raise _No(f"{maker.name} has a second consumer: what it gives is an output of the model, too")
+            raise No(f"{maker.name} has a second consumer: what it gives is an output of the model, too")
         if activation := maker.settings.get("activation"):
-            raise _No(f"{maker.name} applies {activation} before it")
+            raise No(f"{maker.name} applies {activation} before it")
         self._merge(norm, maker, affine, "after")
 
     def _way_on(self, norm: Operation) -> tuple[list[str], list[Operation], bool]:
@@ -211,19 +180,19 @@ class _Planner:
     def _into_consumer(self, norm: Operation, affine: Affine) -> None:
         names, users, leaves = self._way_on(norm)
         if len(names) != 1 or leaves:
-            raise _No(f"it has {len(names)} consumers ({_some(names)})" if len(names) > 1 else "it feeds nothing else")
+            raise No(f"it has {len(names)} consumers ({_some(names)})" if len(names) > 1 else "it feeds nothing else")
         (user,) = users
         if user.kind not in LINEAR:
-            raise _No(f"it feeds {BETWEEN[user.kind]} ({user.name})")
+            raise No(f"it feeds {BETWEEN[user.kind]} ({user.name})")
         if user.settings.get("separable"):
-            raise _No(f"{user.name} is a separable convolution, which has two kernels")
+            raise No(f"{user.name} is a separable convolution, which has two kernels")
         if np.any(affine.shift != 0):
             if user.kind == "conv_transpose":
-                raise _No(BORDER.format("transposed convolution", "gives its border fewer taps"))
+                raise No(BORDER.format("transposed convolution", "gives its border fewer taps"))
             if user.settings.get("pads"):
-                raise _No(BORDER.format("convolution", "pads"))
+                raise No(BORDER.format("convolution", "pads"))
         if (writer := self._written_over(norm.inputs[0])) is not None:
-            raise _No(f"{writer.name} works in place on what feeds it, and {user.name} reads that later")
+            raise No(f"{writer.name} works in place on what feeds it, and {user.name} reads that later")
         self._merge(norm, user, affine, "before")
 
     def _written_over(self, value: str) -> Operation | None:
@@ -237,10 +206,10 @@ class _Planner:
         return None
 
     def _merge(self, norm: Operation, target: Operation, affine: Affine, where: str) -> None:
-        edit = self._edits.get(id(target)) or _opened(target)
+        edit = self._edits.get(id(target)) or opened(target)
         channels = self._records[norm.name].channels
         if not fits(edit.linear, channels, before=where == "before"):
-            raise _No(f"it has {channels} channels, and {target.name} {edit.linear.outputs}")
+            raise No(f"it has {channels} channels, and {target.name} {edit.linear.outputs}")
         self._check_axis(norm, target)
         edit.linear = edit.linear.then(affine) if where == "after" else edit.linear.after(affine)
         edit.folds.append(Fold(norm.name, target.name, where, norm))
@@ -251,7 +220,7 @@ class _Planner:
         kept = self._records[norm.name].axis
         axes = (kept,) if isinstance(kept, int) else kept
         if len(axes) != 1:
-            raise _No("it keeps several axes")
+            raise No("it keeps several axes")
         (axis,) = axes
         rank = target.settings["rank"] + 2 if "rank" in target.settings else norm.settings.get("input_rank")
         rank = self._ranks.get(norm.name) if rank is None else rank
@@ -259,61 +228,10 @@ class _Planner:
         if axis == own and rank is None and own == -1:
             return
         if rank is None:
-            raise _No(f"it normalises axis {axis}, and the number of axes of its input is not known; give --data")
+            raise No(f"it normalises axis {axis}, and the number of axes of its input is not known; give --data")
         if axis % rank != own % rank:
             theirs = f"the channels of {target.name} lie on axis {own % rank}"
-            raise _No(f"it normalises axis {axis % rank} of {rank}, and {theirs}")
-
-
-def _opened(target: Operation) -> Edit:
-    """The operation as it is, its arrays read."""
-    if target.shared:
-        raise _No(f"{target.name} is shared: its weights belong to another call or operation, too")
-    if target.settings.get("wrapper"):
-        raise _No(f"{target.name} is inside a {target.settings['wrapper']}")
-    if why := target.settings.get("unfoldable"):
-        raise _No(f"{target.name} {why}")
-    if "kernel" not in target.weights:
-        raise _No(f"the kernel of {target.name} is no stored constant")
-    if target.settings.get("bias_name") and "bias" not in target.weights:
-        raise _No(f"the bias of {target.name} is no stored constant")
-    if any(target.settings.get(key, 1.0) != 1.0 for key in ("alpha", "beta")):
-        raise _No(f"{target.name} multiplies its product by a factor (alpha or beta)")
-    try:
-        kernel = target.weights["kernel"]()
-        bias = target.weights["bias"]() if "bias" in target.weights else None
-    except ModelFileError as error:
-        raise _No(f"the arrays of {target.name} cannot be read ({error})") from None
-    if kernel.dtype.name not in FLOATS:
-        raise _No(f"the kernel of {target.name} is quantised ({kernel.dtype})")
-    if bias is not None and bias.size > 1 and bias.shape[-1:] != (bias.size,):
-        raise _No(f"the bias of {target.name} has shape {bias.shape}, which is not one number a channel")
-    try:
-        return Edit(target, Linear.of(kernel, bias, target.settings, target.kind), kernel.dtype)
-    except (ValueError, ZeroDivisionError):
-        raise _No(
-            f"the kernel of {target.name} has shape {kernel.shape}, which does not go with its settings"
-        ) from None
-
-
-def _unusable(record: LayerRecord, norm: Operation) -> str | None:
-    if record.mode == "batch-statistics":
-        return "it normalises with the statistics of each batch, so that it is no constant map"
-    if record.mode == "training" or norm.settings.get("training") is True:
-        return "the graph calls it in training mode, with the batch's own statistics"
-    if norm.settings.get("wrapper"):
-        return f"it is inside a {norm.settings['wrapper']}"
-    if norm.settings.get("inside"):
-        return "it is inside a function of the graph"
-    if norm.settings.get("unfused"):
-        return "it is written as multiplications and additions already"
-    if why := norm.settings.get("unfoldable"):
-        return f"it {why}"
-    if record.moving_mean is None or record.moving_variance is None:
-        return "its mean or variance is not stored in the file"
-    if record.epsilon is None:
-        return "its epsilon is unknown; give it with --eps"
-    return None
+            raise No(f"it normalises axis {axis % rank} of {rank}, and {theirs}")
 
 
 def _some(names: Sequence[str]) -> str:
