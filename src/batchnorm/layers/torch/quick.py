@@ -57,8 +57,8 @@ NOTHING = Known()
 class _Ready:
     """A call of one kind, on these tensors.
 
-    ``lie`` is where each of those that the kernel reads or writes begins, and its length; ``use`` is what becomes of mean
-    and variance, and ``statistics`` their addresses for it; ``written`` are the tensors that a call writes to and
+    ``lie`` is where each of those that the kernel reads or writes begins, and its length; ``use`` is what becomes of
+    mean and variance, and ``statistics`` their addresses for it; ``written`` are the tensors that a call writes to and
     autograd keeps a version of.
     """
 
@@ -163,7 +163,7 @@ def _ready(layer: Any, x: Tensor, adds: bool) -> _Ready | None:
     read = (gamma, beta), (gamma, beta, mean, variance), (gamma, beta, mean, variance, tracked, skipped)
     lie = tuple((each, each.data_ptr(), each.nbytes) for each in read[use] if each is not None)
     places = {UNUSED: (), READ: (mean, variance), UPDATED: (mean, variance, skipped, tracked)}[use]
-    statistics = (*(0 if each is None else each.data_ptr() for each in places), 0, 0, 0, 0)[:4]
+    statistics: Any = (*(0 if each is None else each.data_ptr() for each in places), 0, 0, 0, 0)[:4]
     return _Ready(run, gamma, beta, mean, variance, tracked, skipped, remaining, lie, use, statistics, written)
 
 
