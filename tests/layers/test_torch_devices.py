@@ -106,6 +106,7 @@ def test_a_layer_goes_to_the_gpu_and_back_between_calls(named):
 
 
 @gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
 def test_autocast_and_compilation_on_a_gpu():
     made, x = bt.BatchNorm2d(6).cuda(), numbers(4, 6, 9, 7).cuda()
     theirs = torch.nn.BatchNorm2d(6).cuda()
