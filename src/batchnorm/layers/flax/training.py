@@ -171,7 +171,10 @@ def _(task: Task, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[
     x, mask, instead, gamma, beta = primals
     centered, batch = _centered(task, x, mask, instead)
     sums, count = _sums(task, tangents[0], centered, mask, batch)
-    moved = equations.output_tangent(tangents[0], *centered, _scale(centered, gamma), sums, count, tangents[3:])
+    parts = centered.values, centered.low, centered.inverse
+    moved = equations.output_tangent(
+        tangents[0], *parts, _scale(centered, gamma), sums, count, (tangents[3], tangents[4])
+    )
     return (_scaled(centered, gamma, beta), batch), (moved, jax.tree.map(jnp.zeros_like, batch))
 
 
