@@ -15,6 +15,8 @@ __all__ = ["has_runs", "in_runs", "mean_in_runs", "runs"]
 
 LONGEST = 64
 """Additions one after another in one of several stages: a random walk of that many roundings is 4 of them."""
+FEW = 1 << 15
+"""Numbers in all of which a mean is taken in runs: there operations cost, not reads."""
 ALONE = 256
 """Additions one after another where there are no more of them."""
 
@@ -52,10 +54,18 @@ def mean_in_runs(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
 
 
 def has_runs(values: Any, axes: tuple[int, ...], count: Any) -> bool:
-    """Whether ``count`` is how many numbers lie along ``axes``, and these can be cut into runs."""
+    """Whether ``count`` is how many numbers lie along ``axes``, these can be cut into runs, and there are not many.
+
+    XLA would take several stages of a mean in one loop, a channel after the other: slow where the caches end.
+    """
     lengths = _lengths(values, axes)
-    known = isinstance(count, int) and all(isinstance(length, int) for length in lengths)
-    return known and math.prod(lengths) == count and (_is_short(lengths) or all(map(runs, lengths)))
+    known = isinstance(count, int) and all(isinstance(length, int) for length in values.shape)
+    return (
+        known
+        and math.prod(values.shape) <= FEW
+        and math.prod(lengths) == count
+        and (_is_short(lengths) or all(map(runs, lengths)))
+    )
 
 
 def _lengths(values: Any, axes: tuple[int, ...]) -> tuple[Any, ...]:
