@@ -277,6 +277,29 @@ for unpack in (torch.Tensor.bfloat16, torch.Tensor.float):
     assert in_subprocess(code).split() == ["True"] * 6
 
 
+def test_saved_parameters_that_come_back_otherwise(in_subprocess):
+    # Their own types and views, where x is as it was: a subprocess, for the kernel would read and write beyond an end.
+    code = """
+import torch, batchnorm.torch as bt
+torch.manual_seed(0)
+x = torch.randn(64, 16, 9).requires_grad_()
+ways = torch.Tensor.bfloat16, torch.Tensor.double, lambda t: torch.stack([t, t * 0], 1)[:, 0]
+for activation in (None, "silu"):
+    made = bt.BatchNormAct1d(16, activation=activation)
+    for each in made.parameters():
+        torch.nn.init.normal_(each)
+    wanted, = torch.autograd.grad(made(x).pow(2).sum(), x)
+    for way in ways:
+        for _ in range(2):
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: way(t) if t.dim() == 1 else t):
+                y = made(x)
+                total = y.pow(2).sum()
+            found, *_ = torch.autograd.grad(total, [x, *made.parameters()])
+            print(((found - wanted).norm() / wanted.norm()).item() < 0.05)
+"""
+    assert in_subprocess(code).split() == ["True"] * 12
+
+
 def test_parameters_that_are_not_trained_get_no_gradient(started):
     made, x = bt.BatchNorm1d(6), numbers(8, 6)
     made.weight.requires_grad_(False)
