@@ -8,7 +8,7 @@ from batchnorm.errors import ArgumentError
 from tests.api.test_fold import conv_norm, exported, saved, trained
 
 torch = pytest.importorskip("torch", reason="the models are exported from it")
-pytest.importorskip("onnx", reason="one of the formats")
+onnx = pytest.importorskip("onnx", reason="one of the formats")
 pytest.importorskip("onnxruntime", reason="runs one of the formats")
 nn = torch.nn
 
@@ -33,11 +33,20 @@ def test_accuracy_of_a_file_in_both_modes(form, tmp_path):
     assert found.accuracy.inference == pytest.approx(expected)
 
 
-def test_operators_too_old_for_training_mode_leave_the_other_accuracy(tmp_path):
-    place, labels = saved(conv_norm(opset=8, ir=3, as_inputs=True), tmp_path / "old.onnx"), np.zeros((5, 4, 4), int)
-    found = bn.check(place, np.ones((5, 3, 6, 6), "f4"), labels=labels)
-    assert found.accuracy.inference is not None
-    assert found.accuracy.training is None
+def test_old_operators_have_an_accuracy_in_both_modes(tmp_path):
+    """Class 1 of 4, told by channels of 5 by 5: both modes as PyTorch computes them from the arrays of the file."""
+    place, x = saved(conv_norm(opset=8, ir=3, as_inputs=True, shape=("n", 3, 7, 7)), tmp_path / "old.onnx"), images()
+    held = {each.name: torch.tensor(onnx.numpy_helper.to_array(each)) for each in onnx.load(place).graph.initializer}
+    found = bn.check(place, x, labels=np.ones((20, 5, 5), int))
+    for training, accuracy in (False, found.accuracy.inference), (True, found.accuracy.training):
+        parts = [held[name].clone() for name in ("mean", "var", "gamma", "beta")]
+        convolved = nn.functional.conv2d(torch.tensor(x), held["w"])
+        right = nn.functional.batch_norm(convolved, *parts, training=training).argmax(1) == 1
+        assert accuracy == pytest.approx(float(right.float().mean()), abs=0.01)  # of 500 answers some may be close
+
+
+def images():
+    return np.random.default_rng(0).normal(size=(20, 3, 7, 7)).astype("f4")
 
 
 def test_a_model_exported_for_one_batch_size_is_run_so(tmp_path):
