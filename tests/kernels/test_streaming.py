@@ -12,7 +12,7 @@ SHAPES = {
     "one channel at a time": ((3, 16, 4100), 1),
     "planes that begin within a line": ((5, 40, 301), 1),
     "many together, and some left": ((4, 100, 9, 11), 1),
-    "rows": ((300, 64), 1),
+    "rows": ((700, 64), 1),
     "rows of one vector and a half": ((300, 112), 1),
 }
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -357,3 +358,45 @@ with torch.no_grad():
     cache = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
     for code in (threads, layer, layer):  # compiles the loop; what calls it; neither
         in_subprocess(code, environment=cache)
+
+
+def test_a_graph_keeps_its_statistics_whatever_is_called_after():
+    made, fresh = bt.BatchNorm1d(6).double(), bt.BatchNorm1d(6).double()
+    inputs = [numbers(8, 6, seed=seed).double().requires_grad_() for seed in range(4)]
+    made(inputs[3])
+    outputs = [made(x) for x in inputs]  # all graphs at once: only one of them has the memory that is used again
+    for x, y in zip(inputs, outputs, strict=True):
+        grad = numbers(8, 6, seed=9).double()
+        agree(torch.autograd.grad(y, x, grad), torch.autograd.grad(fresh(x), x, grad))
+    del outputs, y
+
+    def second(layer, x, then):
+        (once,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+        then()
+        return torch.autograd.grad(once.pow(2).sum(), x)
+
+    x = inputs[0]
+    agree(second(made, x, lambda: made(inputs[1])), second(bt.BatchNorm1d(6).double(), x, lambda: None))
+
+
+def test_threads_that_share_a_layer_share_no_memory():
+    made = bt.BatchNorm1d(6, track_running_stats=False)
+    inputs = [numbers(64, 6, seed=seed) * (seed + 1) for seed in range(4)]
+    wanted = [made(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: all(torch.equal(made(inputs[k]), wanted[k]) for _ in range(300)), range(4)))
+    assert found == [True] * 4
+
+
+def test_memory_is_used_again_once_nobody_holds_it(monkeypatch):
+    made, x, extra = bt.BatchNorm1d(6), numbers(8, 6).requires_grad_(), []
+    monkeypatch.setattr(quick, "room", lambda words, room=quick.room: extra.append(words) or room(words))
+    for _ in range(4):
+        made(x).sum().backward()
+    assert len(extra) == 1
+    held = made(x)
+    made(x)
+    assert len(extra) == 2
+    del held
+    made(x)
+    assert len(extra) == 2

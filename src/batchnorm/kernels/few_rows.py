@@ -13,6 +13,7 @@ mean of some rows, and again around the mean where that was far.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from numba import njit
 
@@ -97,7 +98,7 @@ def _put(spec, tensor, index, value, some):
 
 
 @njit(error_model="numpy")
-def _given(block, channel, some, spec):
+def _given(block, channel, some, spec) -> Any:
     """Mean and variance."""
     mean = load_double_some(spec, get_int(block, MEAN), channel, some)
     return mean, load_double_some(spec, get_int(block, VARIANCE), channel, some)
@@ -262,7 +263,7 @@ def _gradient_sums(block, channel, some, how, spec):
 
 
 @njit(error_model="numpy")
-def _one(block, places, some, how, spec):
+def _one(block, places, some, how, spec) -> Any:
     """The gradient before the activation, and ``x - high``, of a row; then where the next one's are."""
     i, j, k, m = places
     high, scale, shift = how

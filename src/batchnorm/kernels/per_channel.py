@@ -135,6 +135,6 @@ def _some(element):
 
 
 load_wide_some, store_wide_some = _some(lambda spec: spec.wide)
-"""The first ``count`` numbers of the arithmetic's type, from ``index`` on; 0 in the other lanes, which stay untouched."""
+"""The first ``count`` numbers of the arithmetic's type, from ``index`` on; 0 in the other lanes."""
 load_double_some, store_double_some = _some(lambda spec: "float64")
 """The same of float64."""

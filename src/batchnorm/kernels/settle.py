@@ -12,6 +12,7 @@ sums are taken again, around the mean, where ``(mean - shift)**2 > variance``.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -98,7 +99,7 @@ def get_element(block, address, index):
 
 
 @njit(error_model="numpy")
-def moments_from(shift, total, squares, n):
+def moments_from(shift, total, squares, n) -> Any:
     """Mean and variance; the mean's distance from the shift, squared, and the mean square."""
     distance, spread = total / n, squares / n
     variance = spread - distance * distance
@@ -107,7 +108,7 @@ def moments_from(shift, total, squares, n):
 
 
 @njit(error_model="numpy")
-def scale_and_shift(mean, high, variance, gamma, beta, epsilon):
+def scale_and_shift(mean, high, variance, gamma, beta, epsilon) -> Any:
     """Of ``y = (x - high)*scale + shift``, where ``high + low`` is the mean.
 
     `equations.normalized`, with the low part of the mean in the addend: one float32 cannot hold the mean of N(1e6, 1).
@@ -117,7 +118,7 @@ def scale_and_shift(mean, high, variance, gamma, beta, epsilon):
 
 
 @njit(error_model="numpy")
-def gradient_terms(mean, high, variance, gamma, epsilon, total, along, n):
+def gradient_terms(mean, high, variance, gamma, epsilon, total, along, n) -> Any:
     """The gradient of gamma, and ``scale, slope, shift`` of ``dx = scale*g + slope*(x - high) + shift``.
 
     `equations.parameter_gradients` and `equations.input_gradient` with the terms in x and in 1 gathered; ``total`` is

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from batchnorm.core import equations
 from batchnorm.core.equations import Moments
+from batchnorm.kernels.address import address_of
 
 from . import fast
 from .activations import ACTIVATIONS as COMPOSED
 from .fast import NOWHERE, run_for
 from .function import REDUCED, After, How, gradients, per_channel, transformed_while_compiling
 from .memory import ENABLED, FLOATS, plain, wide_type
-from .run import ACTIVATIONS, MEAN, backward, forward
+from .run import ACTIVATIONS, MEAN, backward, forward, places_of, wide
 
 __all__ = ["normalize", "takes"]
 
@@ -84,8 +85,9 @@ def _normalize(
     run = _run(x, gamma, beta, residual, how)
     if run is None:
         return _composed(x, gamma, beta, residual, how)
-    memory = np.empty(run.plan.words)
-    y = forward(x, gamma, beta, residual, run, memory, NOWHERE)
+    memory, dtype = np.empty(run.plan.words), wide_type(x.dtype)
+    g, b = wide(gamma, dtype), wide(beta, dtype)  # which live until the kernel is done
+    y = forward(x, residual, run, address_of(memory), places_of(g, b, NOWHERE))
     return y, torch.from_numpy(memory[MEAN : MEAN + 2 * x.shape[1]].reshape(2, -1))
 
 

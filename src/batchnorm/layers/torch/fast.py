@@ -9,6 +9,7 @@ What a kernel does not cover comes back as None, and is left to the composition 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from batchnorm.core.equations import Moments
 from . import masked
 from .function import How
 from .memory import ENABLED, NAMES, follows, in_eager_mode, lies_there, plain, walks
-from .run import ACTIVATIONS, FLOATS_HERE, Run, kept_moments, start
+from .run import ACTIVATIONS, FLOATS_HERE, Run, begin, kept_moments
 from .state import DDOF, Buffers, advance
 
 __all__ = ["infer", "normalize", "run_for", "train"]
@@ -48,7 +49,7 @@ def train(
     run = run_for(x, how, residual is not None, moving, None if momentum is None else 1 - momentum)
     if run is None:
         return None
-    y, memory = start(x, gamma, beta, residual, run, NOWHERE if moving is None else moving.addresses)
+    y, memory = begin(x, gamma, beta, residual, run, NOWHERE if moving is None else moving.addresses)
     if buffers is None:
         return y
     if moving is None:
@@ -71,7 +72,7 @@ def normalize(
     run = run_for(x, how, False, None, None)
     if run is None:
         return None
-    y, memory = start(x, gamma, beta, None, run, NOWHERE)
+    y, memory = begin(x, gamma, beta, None, run, NOWHERE)
     return y, kept_moments(x, memory, run.plan.count)
 
 
@@ -88,7 +89,7 @@ def infer(
     run = run_for(x, how, residual is not None, None, None, mean.dtype)
     if run is None:
         return None
-    return start(x, gamma, beta, residual, run, (mean.data_ptr(), variance.data_ptr(), 0, 0))[0]
+    return begin(x, gamma, beta, residual, run, (mean.data_ptr(), variance.data_ptr(), 0, 0))[0]
 
 
 def _taken(x: Tensor, gamma: Any, beta: Any, residual: Any, how: How) -> bool:
@@ -127,10 +128,10 @@ def _plans(
     decay: float,
     guard: bool,
     threads: int,
-) -> tuple[Any, Any, Any, Any] | None:
-    """Strides of the input and of the output, and plans for both ways; the gradient lies like the output."""
+) -> tuple[Any, Any, bool, Any, Any] | None:
+    """Strides of input and output, like which the gradient lies; whether it is small; plans for both ways."""
     from batchnorm.kernels import block as at
-    from batchnorm.kernels import cpu
+    from batchnorm.kernels import cpu, pool
     from batchnorm.kernels.direct import Settings, plan
 
     out = walks(shape, strides)
@@ -149,4 +150,5 @@ def _plans(
     def back() -> Any:
         return plan("backward", shape, lie, 1, named, activation, slots, threads, settings)
 
-    return None if forward is None else (strides, out, forward, functools.cache(back))
+    small = math.prod(shape) * dtype.itemsize < pool.BIG
+    return None if forward is None else (strides, out, small, forward, functools.cache(back))

@@ -11,6 +11,7 @@ the same tensors at the same addresses.
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -24,22 +25,26 @@ from .fast import run_for
 from .function import How
 from .memory import OWN, follows, in_eager_mode, lies_there, plain, wide_type
 from .recompute import inside_backward
-from .run import ACTIVATIONS, FLOATS_HERE, start
+from .run import ACTIVATIONS, FLOATS_HERE, SPARE, Room, places_of, room, start
 from .state import Buffers
 
 __all__ = ["Known", "call"]
 
 MOST = 32
 """Kinds of calls that a layer remembers."""
-UNUSED, READ, UPDATED = range(3)
-"""What becomes of the running statistics in a call."""
+ALONE = 3 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0
+"""References to a `Room` that is in nobody's hands: its owner's, one variable's, and that of the function that asks.
+Two threads that look at once both see one more. Without the interpreter's lock there is no such number."""
+_references = sys.getrefcount
 _settings = itemgetter(
     "training", "eps", "momentum", "frozen", "activation", "virtual_batch_size", "track_running_stats"
 )
-_compiling = torch.compiler.is_compiling
 _task = torch._C._current_graph_task_id  # pyright: ignore[reportAttributeAccessIssue]
 _threads = torch.get_num_threads
-_tensors = ("weight", "bias"), ("running_mean", "running_var", "num_batches_tracked", "skipped_updates", "remaining")
+_changed = getattr(
+    torch._C, "_increment_version", increment_version
+)  # which asks first whether it was given one tensor
+_tensors = ("weight", "bias"), ("running_mean", "running_var", "skipped_updates", "num_batches_tracked", "remaining")
 
 
 class Known(dict[Any, Any]):
@@ -57,28 +62,25 @@ NOTHING = Known()
 class _Ready:
     """A call of one kind, on these tensors.
 
-    ``lie`` is where each of those that the kernel reads or writes begins, and its length; ``use`` is what becomes of
-    mean and variance, and ``statistics`` their addresses for it; ``written`` are the tensors that a call writes to and
-    autograd keeps a version of.
+    ``tensors`` are gamma, beta, mean, variance, skipped, tracked, remaining; ``lie`` is where each of those that the
+    kernel reads or writes begins, and its length; ``fixed`` are the given mean and variance, as long as no gradient is
+    wanted of them. ``places`` are the addresses for the kernel; ``written`` are the tensors that a call writes to and
+    autograd keeps a version of. ``room`` is memory for one call at a time: a second one before the graph of the first
+    is gone gets its own; None where that would be much to keep.
     """
 
     run: Any
-    gamma: Any
-    beta: Any
-    mean: Any
-    variance: Any
-    tracked: Any
-    skipped: Any
-    remaining: Any
+    room: Room | None
+    tensors: tuple[Any, ...]
     lie: tuple[tuple[Tensor, int, int], ...]
-    use: int
-    statistics: tuple[int, int, int, int]
+    fixed: tuple[Tensor, ...]
+    places: Any
     written: tuple[Tensor, ...]
 
 
 def call(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
     """``layer._normalize(x, None, residual)``."""
-    if _compiling() or type(x) not in OWN or not (fast.ENABLED and lies_there(x) and in_eager_mode()):
+    if type(x) not in OWN or not (in_eager_mode() and fast.ENABLED and lies_there(x)):
         return layer._normalize(x, None, residual)
     own = layer.__dict__
     strides = x.stride()
@@ -91,32 +93,39 @@ def call(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
         return layer._normalize(x, None, residual)
     if ready is False:
         return layer._normalize(x, None, residual)
-    if not _holds(ready, own["_parameters"].get, own["_buffers"].get):
+    if not _holds(ready, own["_parameters"], own["_buffers"]):
         known.pop(kind, None)
         return _first(layer, x, residual, kind)
-    y, _ = start(x, ready.gamma, ready.beta, residual, ready.run, ready.statistics)
+    tensors = ready.tensors
+    memory = ready.room
+    if memory is None or _references(memory) > ALONE:
+        memory = room(ready.run.plan.words)
+    y = start(x, tensors[0], tensors[1], residual, ready.run, memory, ready.places)
     if ready.written:
-        increment_version(ready.written)
+        _changed(ready.written)
     return y
 
 
-def _holds(ready: _Ready, parameter: Any, buffer: Any) -> bool:
+def _holds(ready: _Ready, parameters: Any, buffers: Any) -> bool:
     """Whether the layer still has the tensors that were checked, and they still lie as they did."""
-    mean, variance = ready.mean, ready.variance
-    if not (
-        parameter("weight", ready) is ready.gamma
-        and parameter("bias", ready) is ready.beta
-        and buffer("running_mean", ready) is mean
-        and buffer("running_var", ready) is variance
-        and buffer("num_batches_tracked", ready) is ready.tracked
-        and buffer("skipped_updates", ready) is ready.skipped
-        and buffer("remaining", ready) is ready.remaining
-    ):
-        return False
-    for tensor, address, nbytes in ready.lie:  # the same tensor can be given other memory: ``weight.data = ...``
-        if tensor.data_ptr() != address or tensor.nbytes != nbytes or not tensor.is_contiguous():
+    gamma, beta, mean, variance, skipped, tracked, remaining = ready.tensors
+    try:
+        if not (
+            parameters["weight"] is gamma
+            and parameters["bias"] is beta
+            and buffers["running_mean"] is mean
+            and buffers["running_var"] is variance
+            and buffers["skipped_updates"] is skipped
+            and buffers["num_batches_tracked"] is tracked
+            and buffers["remaining"] is remaining
+        ):
             return False
-    return ready.use != READ or not (mean.requires_grad or variance.requires_grad)
+    except KeyError:
+        return False
+    for tensor, address, length in ready.lie:  # the same tensor can be given other memory: ``weight.data = ...``
+        if tensor.data_ptr() != address or tensor.nbytes != length or not tensor.is_contiguous():
+            return False
+    return not (ready.fixed and any(each.requires_grad for each in ready.fixed))
 
 
 def _beside(residual: Any, x: Tensor, strides: Any) -> bool:
@@ -141,30 +150,32 @@ def _ready(layer: Any, x: Tensor, adds: bool) -> _Ready | None:
     parameters, buffers = layer._parameters, layer._buffers
     if (size is not None and x.shape[0] > size) or not {*_tensors[0]} <= parameters.keys():
         return None
-    tensors: list[Any] = [*map(parameters.get, _tensors[0]), *map(buffers.get, _tensors[1])]
-    gamma, beta, mean, variance, tracked, skipped, remaining = tensors
+    tensors: Any = (*map(parameters.get, _tensors[0]), *map(buffers.get, _tensors[1]))
+    gamma, beta, mean, variance, skipped, tracked, remaining = tensors
     if not plain(x) or not all(_exact(each, x) for each in (gamma, beta)):
         return None
     training, how = layer.training and not layer.frozen, How(layer.eps, layer.activation)
-    run, written, use = None, (), UNUSED
+    run, written, used, fixed = None, (), (), ()
     if not training and mean is not None and variance is not None:
-        fixed = not (mean.requires_grad or variance.requires_grad)  # else they are for operations that autograd follows
-        if fixed and mean.dtype in FLOATS_HERE and all(_exact(each, x, mean.dtype) for each in (mean, variance)):
-            run, use = run_for(x, how, adds, None, None, mean.dtype), READ
+        free = not (mean.requires_grad or variance.requires_grad)  # else they are for operations that autograd follows
+        if free and mean.dtype in FLOATS_HERE and all(_exact(each, x, mean.dtype) for each in (mean, variance)):
+            run, used, fixed = run_for(x, how, adds, None, None, mean.dtype), (mean, variance), (mean, variance)
     elif mean is None or variance is None or not (training and layer.track_running_stats) or inside_backward():
         run = run_for(x, how, adds, None, None)
     else:
         moving = follows(Buffers(mean, variance, tracked, skipped, remaining), layer.momentum)
         if moving is not None and bool(moving.tracked) == (tracked is not None):
-            run, written, use = run_for(x, how, adds, moving, 1 - layer.momentum), moving.written, UPDATED
+            run, written = run_for(x, how, adds, moving, 1 - layer.momentum), moving.written
+            used = mean, variance, skipped, tracked
     if run is None:
         return None
     run.exact = True
-    read = (gamma, beta), (gamma, beta, mean, variance), (gamma, beta, mean, variance, tracked, skipped)
-    lie = tuple((each, each.data_ptr(), each.nbytes) for each in read[use] if each is not None)
-    places = {UNUSED: (), READ: (mean, variance), UPDATED: (mean, variance, skipped, tracked)}[use]
-    statistics: Any = (*(0 if each is None else each.data_ptr() for each in places), 0, 0, 0, 0)[:4]
-    return _Ready(run, gamma, beta, mean, variance, tracked, skipped, remaining, lie, use, statistics, written)
+    lie = tuple((each, each.data_ptr(), each.nbytes) for each in (gamma, beta, *used) if each is not None)
+    statistics: Any = (*(0 if each is None else each.data_ptr() for each in used), 0, 0, 0, 0)[:4]
+    places = places_of(gamma, beta, statistics)
+    words = run.plan.words
+    own = room(words) if words <= SPARE else None
+    return _Ready(run, own, tensors, lie, fixed, places, written)
 
 
 def _exact(values: Tensor | None, x: Tensor, dtype: torch.dtype | None = None) -> bool:
