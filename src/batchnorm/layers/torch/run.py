@@ -139,7 +139,7 @@ class Fast(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, call: tuple[Run, Room, Places]) -> Tensor:
         """The output; one argument for all that is no tensor, as each costs autograd its time."""
         run, memory, places = call
-        ctx.kept = run, memory, x.data_ptr(), places[0], None if beta is None else beta.dtype
+        ctx.kept = run, memory, x.data_ptr(), places, None if beta is None else beta.dtype
         if run.how.activation is None:  # then the residual's gradient is the output's, and beta has no part in any
             ctx.save_for_backward(x, gamma)
         else:
@@ -150,25 +150,26 @@ class Fast(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """By the kernel, or by operations where they are to be followed."""
         saved: Any = ctx.saved_tensors
-        run, memory, x_at, gamma_at, of_beta = ctx.kept
+        run, memory, x_at, places, of_beta = ctx.kept
         beta = residual = None
         if len(saved) == 2:
             x, gamma = saved
         else:
             x, gamma, beta, residual = saved
         grad, needed = grads[0], ctx.needs_input_grad
-        if _recording() or not in_eager_mode() or not _suits(grad, x, gamma, beta, residual, run, x_at, gamma_at):
+        if _recording() or not in_eager_mode() or not _suits(grad, x, gamma, beta, residual, run, x_at, places):
             after = After(needed[0], of_beta, x.dtype if needed[3] else None)
             batch = kept_moments(x, memory[0], run.plan.count)
             found = gradients(grad, x, gamma, beta, residual, None, batch, run.how, after, training=run.training)
         else:
             of_gamma = None if gamma is None or not needed[1] else gamma.dtype
             wanted = of_gamma, of_beta if needed[2] else None, needed[3]
-            found = backward(run, memory[1] + 8 * MEAN, grad, x, gamma, beta, residual, wanted)
+            exact = run.exact and _still_there(gamma, places[0]) and _still_there(beta, places[1])
+            found = backward(run, memory[1] + 8 * MEAN, grad, x, gamma, beta, residual, wanted, exact=exact)
         return *found, None
 
 
-def _suits(grad: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, x_at: int, gamma_at: int) -> bool:
+def _suits(grad: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run, x_at: int, places: Places) -> bool:
     """Whether the kernel may read these: as `lies_there` says, which what is still at its address has passed before."""
     try:
         return (
@@ -179,13 +180,18 @@ def _suits(grad: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run,
             and (x.data_ptr() == x_at or lies_there(x))
             and x.stride() == run.strides
             and x.nbytes == grad.nbytes
-            and (gamma is None or gamma.data_ptr() == gamma_at or lies_there(gamma))
+            and (gamma is None or gamma.data_ptr() == places[0] or lies_there(gamma))
             and (beta is None or lies_there(beta))
             and (residual is None or _as_before(residual, grad, run))
             and grad.data_ptr() != 0
         )
     except RuntimeError:
         return False
+
+
+def _still_there(parameter: Any, address: int) -> bool:
+    """Whether it is the one that the kernel read: hooks on saved tensors may bring back another type or a view."""
+    return parameter is None or parameter.data_ptr() == address
 
 
 def _as_before(saved: Tensor, grad: Tensor, run: Run) -> bool:
@@ -208,11 +214,13 @@ def backward(
     beta: Any,
     residual: Any,
     wanted: tuple[Any, Any, bool],
+    *,
+    exact: bool = False,
 ) -> tuple[Any, Any, Any, Any]:
     """Gradients of x, gamma, beta and the residual, by the kernel.
 
     ``statistics`` is where the means are; ``wanted`` holds the types of gamma's and beta's gradients, None for none,
-    and whether the residual's is wanted.
+    and whether the residual's is wanted; ``exact`` says that gamma and beta lie as the kernels need them.
     """
     if grad.stride() != run.out:
         grad = empty(x, run.out).copy_(grad)
@@ -227,7 +235,7 @@ def backward(
     dx = _like(x) if small else empty(x, run.out)
     added = None if residual is None else empty(x, run.out)
     g, b = gamma, beta
-    if not run.exact:
+    if not exact:
         dtype = wide_type(x.dtype)
         g, b = wide(gamma, dtype), wide(beta, dtype)
     dgamma = _like(g) if of_gamma else None
@@ -248,7 +256,7 @@ def backward(
     )
     if plan.words <= SPARE:
         spare.append(scratch)
-    if not run.exact:
+    if not exact:
         dgamma = None if dgamma is None else cast(dgamma, of_gamma)
         dbeta = None if of_beta is None or dbeta is None else cast(dbeta, of_beta)
     return dx, dgamma, dbeta, (grad if added is None else added) if of_residual else None
