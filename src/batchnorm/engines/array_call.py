@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.core.accumulator import Accumulator
+from batchnorm.core.ops import Moments
 from batchnorm.core.plan import plan
 from batchnorm.core.record import LayerRecord
+from batchnorm.errors import Refused
+from batchnorm.kernels import cpu
+from batchnorm.kernels.on_arrays import Call as Kernel
 from batchnorm.kernels.on_arrays import batch_norm
 
 from .calls import Call, of_channels
@@ -54,10 +58,41 @@ class ArrayCall(Call):
         counted = self._counted(how, who)
         if not self.x.size or (counted is not None and not counted.any()):
             return self._nothing()
+        found = self._in_place() if counted is None else None
+        if found is not None:
+            self.output = self.x
+            return of_channels(self.record, found)
         given: Any = {"epsilon": self.record.epsilon, "axis": self.record.axis, "mask": counted, "out": self._out}
         with np.errstate(all="ignore"):
             self.output, found = batch_norm(self.x, *self._parameters, **given)
         return of_channels(self.record, found)
+
+    def _in_place(self) -> Moments | None:
+        """The moments, and the output over the input from one read of it; None where the kernels do not take that.
+
+        `batch_norm` reads it twice, so as to still have it where the result does not hold: numbers from 1e36 on.
+
+        Raises
+        ------
+        Refused
+            The input holds such numbers.
+        """
+        fast = None if self._out is None else Kernel.of(self.x, self.record.axis, None, f"recalibrate: {self.name}")
+        if fast is None or fast.x is not self.x or self.x.dtype != np.float32:
+            return None
+        own, rows = cpu.view_of(self.x), np.empty((2, fast.channels))
+        if not cpu.fits(own, axis=fast.axis):
+            return None
+        epsilon: Any = self.record.epsilon
+        gamma, beta = self._parameters
+        views = fast.views(fast.parameters("recalibrate", epsilon, gamma=gamma, beta=beta))
+        mean, variance = map(cpu.view_of, rows)
+        count = cpu.forward(own, own, mean, variance, axis=fast.axis, epsilon=epsilon, **views)
+        if fast.failed(count, rows[1]) and np.all(np.isfinite(rows)):
+            raise Refused(
+                f"recalibrate: the input of {self.name} has a variance of {np.max(rows[1]):.0e} on this data."
+            )
+        return Moments(count, *rows)
 
     def _namespace(self) -> Any:
         return np
