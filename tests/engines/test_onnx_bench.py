@@ -110,6 +110,26 @@ def test_element_types(dtype, tmp_path, rng):
     assert np.abs(y - wanted).max() < 2 * np.finfo(dtype).eps * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("shared", ["", "output", "second"])
+def test_a_relu_behind_a_layer(shared, tmp_path, rng):
+    """Computed with the layer where nobody else takes the layer's own output; else both are there."""
+    nodes = [h.make_node("Mul", ["x", "three"], ["m"]), norm("m", "y", "gamma"), h.make_node("Relu", ["y"], ["r"])]
+    nodes.append(h.make_node("Add", ["r", "y" if shared == "second" else "three"], ["z"]))
+    held = {"gamma": GAMMA, "beta": BETA, "mean": np.zeros(4, "f"), "variance": np.ones(4, "f"), "three": np.float32(3)}
+    tensors = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()]
+    outputs = [value(name, None) for name in ("z", *(["y"] if shared == "output" else []))]
+    graph = h.make_graph(nodes, "g", [value("x", ["n", 4, "l"])], outputs, tensors)
+    onnx.save(h.make_model(graph, ir_version=8, opset_imports=[h.make_opsetid("", 15)]), tmp_path / "net.onnx")
+    bench = bn.load(tmp_path / "net.onnx").bench()
+    for x in (rng.normal(1, 2, (6, 4, 5)).astype("f"), rng.normal(1, 2, (60, 4, 50)).astype("f")):
+        with bench.session():
+            z, *own = bench.outputs(x, [bench.records[0].name])
+        y, _ = by_hand(3 * x.astype(np.float64), GAMMA)
+        wanted = np.maximum(y, 0) + (y if shared == "second" else 3)
+        assert np.abs(z - wanted).max() < UNITS * np.abs(wanted).max()
+        assert np.abs(own[0] - y).max() < UNITS * np.abs(y).max() if own else shared != "output"
+
+
 def test_what_is_drawn_is_drawn_once(tmp_path):
     """A node without inputs is no constant where it draws: both layers get the same numbers."""
     nodes = [

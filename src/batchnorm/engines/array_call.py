@@ -36,6 +36,8 @@ class ArrayCall(Call):
         The parameters of this call.
     spare : bool
         Whether nobody needs ``x`` afterwards, so that the output may take its place.
+    rectifies : bool
+        Whether the output is that of the ReLU behind the layer, of which the layer's own is nobody's.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class ArrayCall(Call):
         beta: Array | None = None,
         *,
         spare: bool = False,
+        rectifies: bool = False,
     ) -> None:
         super().__init__(record, x)
         self._parameters = gamma, beta
+        self._rectifies = rectifies
         self._out = x if spare and x.flags.writeable else None
 
     def in_training(self) -> Accumulator:
@@ -65,6 +69,8 @@ class ArrayCall(Call):
         given: Any = {"epsilon": self.record.epsilon, "axis": self.record.axis, "mask": counted, "out": self._out}
         with np.errstate(all="ignore"):
             self.output, found = batch_norm(self.x, *self._parameters, **given)
+        if self._rectifies:
+            np.maximum(self.output, 0, out=self.output)
         return of_channels(self.record, found)
 
     def _in_place(self) -> Moments | None:
@@ -85,8 +91,9 @@ class ArrayCall(Call):
             return None
         epsilon: Any = self.record.epsilon
         gamma, beta = self._parameters
-        views = fast.views(fast.parameters("recalibrate", epsilon, gamma=gamma, beta=beta))
+        views: Any = fast.views(fast.parameters("recalibrate", epsilon, gamma=gamma, beta=beta))
         mean, variance = map(cpu.view_of, rows)
+        views["activation"] = "relu" if self._rectifies else "identity"
         count = cpu.forward(own, own, mean, variance, axis=fast.axis, epsilon=epsilon, **views)
         if fast.failed(count, rows[1]) and np.all(np.isfinite(rows)):
             raise Refused(

@@ -25,7 +25,7 @@ from batchnorm.errors import BatchnormError, require
 from batchnorm.kernels.on_arrays import normalize
 
 from .array_call import ArrayCall
-from .onnx_graph import MEAN, SCALE, SHIFT, VARIANCE, feeds, norm_nodes
+from .onnx_graph import MEAN, SCALE, SHIFT, VARIANCE, feeds, norm_nodes, rectified
 from .onnx_memory import give_back, shared
 from .onnx_pieces import Pieces
 from .onnxruntime import ERRORS_ONLY, EXTERNAL, PURPOSE, WAY_OUT, input_of
@@ -69,6 +69,7 @@ class OnnxBench:
         for node in norm_nodes(self._model):
             if node.output[0] in self._record_of:
                 node.input[MEAN], node.input[VARIANCE] = _names(self._record_of[node.output[0]].name)
+        self._relu_of = rectified(self._model.graph, self._record_of)
         self._statistics: dict[str, Any] = {}
         self._kinds: dict[Any, Pieces] = {}
 
@@ -177,7 +178,8 @@ class OnnxBench:
         record = self._record_of[node.output[0]]
         gamma, beta = (self._array(node.input[place], held) for place in (SCALE, SHIFT))
         in_training = record.name in training
-        call = ArrayCall(record, held[node.input[0]], gamma, beta, spare=spare and in_training)
+        rectifies = node.output[0] in self._relu_of
+        call = ArrayCall(record, held[node.input[0]], gamma, beta, spare=spare and in_training, rectifies=rectifies)
         visit(call, in_training)
         if not in_training:
             return
@@ -185,7 +187,9 @@ class OnnxBench:
             mean, variance = (held[name] for name in _names(record.name))
             given: Any = {"epsilon": record.epsilon, "axis": record.axis}
             call.output = normalize(call.x, mean, variance, gamma, beta, **given)
-        held[node.output[0]] = call.output
+            if rectifies:
+                np.maximum(call.output, 0, out=call.output)
+        held[self._relu_of.get(node.output[0]) or node.output[0]] = call.output
 
     def _array(self, name: str, held: Mapping[str, Any]) -> Any:
         if name not in self._arrays:
@@ -204,7 +208,8 @@ class OnnxBench:
             at, own = (
                 {out for out, each in self._record_of.items() if each.name in part} for part in (stops, training)
             )
-            self._kinds[key] = Pieces(self._onnx, self._model, at, own, values, self._needs)
+            given = {name: self._relu_of.get(name, name) for name in own}
+            self._kinds[key] = Pieces(self._onnx, self._model, at, given, values, self._needs)
         return self._kinds[key]
 
     def _own_inputs(self) -> list[Any]:

@@ -5,10 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
-__all__ = ["MEAN", "SCALE", "SHIFT", "VARIANCE", "constants", "feeds", "names_in", "norm_nodes", "opset_of"]
+__all__ = [
+    "MEAN",
+    "SCALE",
+    "SHIFT",
+    "VARIANCE",
+    "constants",
+    "feeds",
+    "names_in",
+    "norm_nodes",
+    "opset_of",
+    "rectified",
+]
 
 SCALE, SHIFT, MEAN, VARIANCE = 1, 2, 3, 4
 """Which inputs of the operator are its parameters and its statistics."""
@@ -68,6 +79,18 @@ def feeds(nodes: Sequence[Any], layer_of: Mapping[str, str]) -> dict[str, frozen
             sources |= {own}
         fed |= dict.fromkeys(node.output, sources)
     return _closed(found)
+
+
+def rectified(graph: Any, outputs: Collection[str]) -> dict[str, str]:
+    """Those of the values that nothing takes but one Relu -> its output."""
+    takers: dict[str, list[Any]] = {name: [] for name in outputs}
+    for node in graph.node:
+        for name in names_in(node) & takers.keys():
+            takers[name].append(node)
+    found = {name: nodes[0] for name, nodes in takers.items() if len(nodes) == 1}
+    found = {name: node for name, node in found.items() if node.op_type == "Relu" and node.domain in ("", "ai.onnx")}
+    own = {output.name for output in graph.output}
+    return {name: node.output[0] for name, node in found.items() if name not in own}
 
 
 def _closed(found: dict[str, set[str]]) -> dict[str, frozenset[str]]:

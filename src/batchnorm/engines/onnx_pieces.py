@@ -9,7 +9,7 @@ needs them, so that each is optimized as the whole graph would be. What no resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -67,8 +67,9 @@ class Pieces:
         Its outermost graph is cut; the model is not changed.
     stops : collection of str
         First outputs of the nodes to stop at.
-    replaced : collection of str
-        Those of them whose output is given by whoever runs the pieces; the others compute it themselves.
+    replaced : mapping of str to str
+        Those of them that whoever runs the pieces computes -> the value that he gives: the same, or that of a node
+        behind it, which he computes, too. The others compute their output themselves.
     wanted : sequence of str
         Values to be left at the end.
     needs : callable
@@ -80,23 +81,23 @@ class Pieces:
         onnx: Any,
         model: Any,
         stops: Collection[str],
-        replaced: Collection[str],
+        replaced: Mapping[str, str],
         wanted: Sequence[str],
         needs: Callable[[Any], list[str]],
     ) -> None:
         self._onnx, self._model, self._nodes = onnx, model, list(model.graph.node)
         self._fixed = constants(model.graph, self._nodes)
         self.wanted, self._needs = tuple(wanted), needs
-        self._pieces = _cut(self._kept({*stops}, {*replaced}))
+        self._pieces = _cut(self._kept({*stops}, replaced))
         self._connect()
 
-    def _kept(self, stops: set[str], replaced: set[str]) -> list[_Step]:
+    def _kept(self, stops: set[str], replaced: Mapping[str, str]) -> list[_Step]:
         """The nodes that the stops and the results need, less the constants."""
-        needed, kept = set(self.wanted), list[_Step]()
+        needed, kept, given = set(self.wanted), list[_Step](), {*replaced, *replaced.values()}
         for node in reversed(self._nodes):
             stops_here = bool(node.output) and node.output[0] in stops
             runs = any(name in needed and name not in self._fixed for name in node.output)
-            runs &= not (stops_here and node.output[0] in replaced)
+            runs &= not (node.output and node.output[0] in given)
             if stops_here or runs:
                 kept.append(_Step(node, stops_here, runs))
             needed |= {*self._needs(node)} if stops_here else set()
