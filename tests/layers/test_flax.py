@@ -181,6 +181,32 @@ def test_bad_options_are_refused_at_construction(options, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epsilon", 0.0, "epsilon must be positive and finite; got 0.0"),
+        ("epsilon", "1e-3", "epsilon must be a number; got '1e-3'"),
+        ("momentum", 1.5, "momentum must lie between 0 and 1, .* got 1.5"),
+        ("statistics", "ema", "statistics must be one of .* got 'ema'"),
+        ("ddof", np.array([0, 1]), "ddof must be one of 0, 1; got array"),
+        ("virtual_batch_size", -1, "virtual_batch_size must be an integer of at least 1; got -1"),
+        ("axis", 1.5, "axis must be an integer or a sequence of integers; got 1.5"),
+    ],
+)
+def test_bad_options_are_refused_also_later(name, value, message):
+    bn = layer(3)
+    with pytest.raises(ValueError, match=f"BatchNorm: {message}"):
+        setattr(bn, name, value)
+    with pytest.raises(ValueError, match=f"BatchNorm: {message}"):
+        layer(3, **{name: value})
+
+
+def test_numbers_of_other_types_are_taken_as_floats():
+    bn = layer(3, epsilon=np.array(1e-3), momentum=jnp.array(0.5))  # arrays cannot stand in the key of a trace
+    np.testing.assert_array_equal(bn(batch(8, 3)), layer(3, epsilon=1e-3, momentum=0.5)(batch(8, 3)))
+    assert (bn.epsilon, bn.momentum) == (1e-3, 0.5)
+
+
+@pytest.mark.parametrize(
     ("shape", "options", "mask", "message"),
     [
         ((4, 5), {}, None, r"num_features is 3, but an input of shape \(4, 5\) has \(5,\) on axis -1"),

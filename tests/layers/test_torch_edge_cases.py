@@ -374,3 +374,30 @@ def test_the_rule_tells_how_the_statistics_follow():
     assert bt.BatchNorm1d(2, momentum=None, guard=False).rule == Rule(
         epsilon=1e-5, decay=1.0, ddof=1, statistics="cumulative", guard=False
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("eps", -1e-3, "eps must be positive and finite; got -0.001"),
+        ("eps", 10**400, "eps must be positive and finite; got 1000"),
+        ("momentum", 1.5, "momentum must be between 0 and 1, .* got 1.5"),
+        ("momentum", "0.1", "momentum must be a number; got '0.1'"),
+        ("statistics", "ema", "statistics must be 'moving', .* got 'ema'"),
+        ("virtual_batch_size", 0, "virtual_batch_size must be an integer of at least 1; got 0"),
+        ("num_features", -1, "num_features must be an integer of at least 0; got -1"),
+        ("num_features", 2.5, "num_features must be an integer of at least 0; got 2.5"),
+    ],
+)
+def test_bad_settings_are_refused_also_later(name, value, message):
+    layer = bt.BatchNorm1d(3)
+    with pytest.raises(ValueError, match=f"BatchNorm1d: {message}"):
+        setattr(layer, name, value)  # torch's layer takes any, and gives NaN or statistics that run away
+    with pytest.raises(ValueError, match=f"BatchNorm1d: {message}"):
+        bt.BatchNorm1d(**{"num_features": 3, name: value})
+
+
+@pytest.mark.parametrize("x", [None, [[1.0, 2.0]], np.ones((4, 3), "float32")], ids=["None", "list", "array"])
+def test_an_input_that_is_no_tensor_is_named(x):
+    with pytest.raises(TypeError, match=r"BatchNorm1d: the input must be a tensor; got \w+. Pass torch.as_tensor"):
+        bt.BatchNorm1d(3)(x)

@@ -40,7 +40,8 @@ def as_float(x: ArrayLike, who: str) -> Array:
         return array.astype(np.float64)
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         return array
-    raise TypeError(f"{who}: the input must hold real numbers; got dtype {array.dtype}.")
+    way_out = " Pass real and imaginary parts as channels." if array.dtype.kind == "c" else ""
+    raise TypeError(f"{who}: the input must hold real numbers; got dtype {array.dtype}.{way_out}")
 
 
 def as_axis(axis: Any, who: str) -> Axis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ class Settings:
 
     _rule: Rule
     _renorm_momentum: float
+    _renorm_clipping: Mapping[str, float] | None
 
     @property
     def _who(self) -> str:
@@ -52,6 +54,18 @@ class Settings:
         self._renorm_momentum = arguments.share(self._who, "renorm_momentum", value)
         if self._rule.renorm is not None:
             self._rule = replace(self._rule, renorm=replace(self._rule.renorm, decay=self._renorm_momentum))
+
+    @property
+    def renorm_clipping(self) -> dict[str, float] | None:
+        """The limits of renorm, a copy of what was given; may be set."""
+        return None if self._renorm_clipping is None else dict(self._renorm_clipping)
+
+    @renorm_clipping.setter
+    def renorm_clipping(self, value: Mapping[str, float] | None) -> None:
+        limits = arguments.renorm_limits(self._who, value)
+        self._renorm_clipping = None if value is None else dict(value)
+        if self._rule.renorm is not None:
+            self._rule = replace(self._rule, renorm=replace(self._rule.renorm, limits=limits))
 
     @property
     def statistics(self) -> Statistics:

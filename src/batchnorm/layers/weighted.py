@@ -54,10 +54,10 @@ class Weighted(Settings):
         self.name, self.trainable = str(name), bool(trainable)
         self.axis = as_axis(axis, self.name)
         self.center, self.scale = bool(center), bool(scale)
-        self.virtual_batch_size = arguments.positive_int_or_none(self.name, "virtual_batch_size", virtual_batch_size)
-        self.renorm_clipping = None if renorm_clipping is None else dict(renorm_clipping)
+        self.virtual_batch_size = virtual_batch_size
         self._renorm_momentum = arguments.share(self.name, "renorm_momentum", renorm_momentum)
         limits = arguments.renorm_limits(self.name, renorm_clipping)
+        self._renorm_clipping = None if renorm_clipping is None else dict(renorm_clipping)
         self._rule = Rule(
             epsilon=arguments.positive(self.name, "epsilon", epsilon),
             decay=arguments.share(self.name, "momentum", momentum),
@@ -72,6 +72,15 @@ class Weighted(Settings):
         self.updates: int | None = 0
         self.skipped_updates: Array | None = None
         self._state: State = {}
+
+    @property
+    def virtual_batch_size(self) -> int | None:
+        """Samples in each part of a batch, None for the batch as a whole; may be set."""
+        return self._virtual_batch_size
+
+    @virtual_batch_size.setter
+    def virtual_batch_size(self, value: int | None) -> None:
+        self._virtual_batch_size = arguments.positive_int_or_none(self.name, "virtual_batch_size", value)
 
     @property
     def built(self) -> bool:
@@ -96,7 +105,8 @@ class Weighted(Settings):
         if how.channel_shape != held:
             raise ArgumentError(
                 f"{self.name}: the layer has {_channels(held)} channels on axis {self.axis}; got an input of shape "
-                f"{shape}, which has {_channels(how.channel_shape)} there."
+                f"{shape}, which has {_channels(how.channel_shape)} there. Pass "
+                "the axis that holds the channels, or make a layer for these."
             )
 
     def _make_weights(self, shape: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -30,6 +30,15 @@ NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 VARIABLES = {"moving_mean": "mean", "moving_variance": "var", "remaining": "remaining", "updates": "updates"}
 ZEROS, ONES = initializers.zeros_init(), initializers.ones_init()
 WHO = "BatchNorm"
+CHECKS: Mapping[str, Callable[[str, str, Any], Any]] = {
+    "axis": lambda who, _, value: as_axis(value, who),
+    "epsilon": positive,
+    "momentum": share,
+    "statistics": lambda who, name, value: one_of(who, name, value, get_args(Statistics)),
+    "ddof": lambda who, name, value: one_of(who, name, value, (0, 1)),
+    "virtual_batch_size": positive_int_or_none,
+}
+"""By attribute: what the constructor and whoever sets one later go through."""
 
 
 class SkippedUpdates(nnx.BatchStat[Any]):
@@ -174,7 +183,7 @@ class BatchNorm(nnx.BatchNorm):
         self.num_features = num_features
         self.use_running_average = use_running_average
         groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)
-        self._set(axis=as_axis(axis, WHO), momentum=momentum, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype)
+        self._set(axis=axis, momentum=momentum, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype)
         self._set(use_bias=use_bias, use_scale=use_scale, axis_name=axis_name, axis_index_groups=groups)
         self._set(use_fast_variance=use_fast_variance, promote_dtype=promote_dtype)
         self._set(statistics=statistics, ddof=ddof, guard=guard, virtual_batch_size=virtual_batch_size)
@@ -191,6 +200,10 @@ class BatchNorm(nnx.BatchNorm):
             default = getattr(type(self), name)
             if type(value) is not type(default) or value != default:
                 setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = CHECKS.get(name)
+        super().__setattr__(name, value if check is None else check(WHO, name, value))
 
     def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
         """Normalise ``x``.
@@ -310,11 +323,7 @@ class BatchNorm(nnx.BatchNorm):
         return tuple(self.num_features) if isinstance(self.num_features, tuple | list) else (self.num_features,)
 
     def _check(self) -> None:
-        positive(WHO, "epsilon", self.epsilon)
-        share(WHO, "momentum", self.momentum)
-        one_of(WHO, "statistics", self.statistics, get_args(Statistics))
-        one_of(WHO, "ddof", self.ddof, (0, 1))
-        if positive_int_or_none(WHO, "virtual_batch_size", self.virtual_batch_size) and self.axis_name is not None:
+        if self.virtual_batch_size is not None and self.axis_name is not None:
             raise ArgumentError(
                 f"{WHO}: virtual_batch_size splits a batch and axis_name joins batches; got both "
                 f"({self.virtual_batch_size} and {self.axis_name!r}). Pass one of them."

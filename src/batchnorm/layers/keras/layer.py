@@ -150,23 +150,32 @@ class BatchNormalization(Stateful):
         self._get("constraints", locals(), PARAMETERS, "_constraint")
         self.activation = keras.activations.get(activation) if activation is not None else None
         self.synchronized = own.check_synchronized(synchronized, BACKEND, who)
-        self.virtual_batch_size = own.check_parts(virtual_batch_size, self.axis, self.synchronized, who)
-        self.renorm_clipping = renorm_clipping
+        self.virtual_batch_size = virtual_batch_size
         kept = arguments.share(who, "renorm_momentum", renorm_momentum)
-        limits = arguments.renorm_limits(who, renorm_clipping) if renorm else None
+        limits = arguments.renorm_limits(who, renorm_clipping)
+        self._renorm_clipping = None if renorm_clipping is None else dict(renorm_clipping)
         self._rule = Rule(
             epsilon=arguments.positive(who, "epsilon", epsilon),
             decay=arguments.share(who, "momentum", momentum),
             ddof=arguments.one_of(who, "ddof", ddof, (0, 1)),
             statistics=arguments.one_of(who, "statistics", statistics, ("moving", "debiased", "cumulative")),
             guard=bool(guard),
-            renorm=None if limits is None else Renorm(limits, kept),
+            renorm=Renorm(limits, kept) if renorm else None,
         )
         self._renorm_momentum = kept
         own.check_initial(statistics, self.moving_mean_initializer, self.moving_variance_initializer, who)
         self.gamma = self.beta = None
         self._warned = False
         self.supports_masking = True
+
+    @property
+    def virtual_batch_size(self) -> int | None:
+        """Samples in each part of a batch, None for the batch as a whole; may be set."""
+        return self._virtual_batch_size
+
+    @virtual_batch_size.setter
+    def virtual_batch_size(self, value: Any) -> None:
+        self._virtual_batch_size = own.check_parts(value, self.axis, self.synchronized, self._who)
 
     def _get(self, module: str, given: Mapping[str, Any], names: Sequence[str], ending: str) -> None:
         for name in names:

@@ -210,8 +210,10 @@ def aligned_mask(mask: Tensor, x: Tensor, who: str) -> Tensor:
     return mask.reshape(aligned).expand(full)
 
 
-def check_input(x: Tensor, who: str) -> None:
+def check_input(x: Any, who: str) -> None:
     """Floating point, or a TypeError that says so."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who}: the input must be a tensor; got {type(x).__name__}. Pass torch.as_tensor(x).")
     if not x.dtype.is_floating_point:
         way_out = "Normalise the real and the imaginary part as channels." if x.dtype.is_complex else "Call .float()."
         raise TypeError(f"{who}: the input must hold real floating-point numbers; got dtype {x.dtype}. {way_out}")

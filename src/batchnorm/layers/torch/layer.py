@@ -15,7 +15,7 @@ from batchnorm.core.training import Rule
 from batchnorm.errors import ArgumentError
 
 from . import functional, quick
-from .arguments import check_configuration
+from .arguments import CHECKS, check_configuration
 from .function import How
 from .recompute import recomputing
 from .state import DDOF, Buffers
@@ -86,12 +86,8 @@ class Layer(_BatchNorm):
 
     def _set_remaining(self) -> None:
         """Weights from elsewhere hold no initial value to take out; a fresh layer holds nothing else."""
-        mean, variance, tracked, remaining = (
-            self.running_mean,
-            self.running_var,
-            self.num_batches_tracked,
-            self.remaining,
-        )
+        mean, variance, remaining = self.running_mean, self.running_var, self.remaining
+        tracked = self.num_batches_tracked
         if mean is None or variance is None or remaining is None or mean.is_meta:
             return
         untouched = bool((mean == 0).all() and (variance == 1).all()) and (tracked is None or int(tracked) == 0)
@@ -116,6 +112,10 @@ class Layer(_BatchNorm):
             buffer = self._buffers.get(name)
             if buffer is not None:
                 buffer.fill_(value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = CHECKS.get(name)
+        super().__setattr__(name, value if check is None else check(type(self).__name__, name, value))
 
     # -- forward ------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Bad input: errors that name the layer, the argument and the value, at construction where that is possible."""
 
+import keras
 import numpy as np
 import pytest
 from tools import BACKEND, Ours, Theirs
@@ -51,11 +52,26 @@ def test_synchronized():
             Ours(synchronized=True, virtual_batch_size=2)
 
 
-@pytest.mark.parametrize(("name", "value"), [("epsilon", 0), ("momentum", 1.5), ("renorm_momentum", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("epsilon", 0), ("momentum", 1.5), ("renorm_momentum", -1), ("virtual_batch_size", 0)]
+)
 def test_set_later(name, value):
     layer = Ours(name="bn")
     with pytest.raises(ArgumentError, match=f"'bn': {name} must .*got {value}"):
         setattr(layer, name, value)
+
+
+def test_limits_of_renorm_set_later_count(rng):
+    x, limits = rng.normal(5, 3, (8, 2)).astype("float32"), {"rmin": 0.5, "rmax": 2.0, "dmax": 1.0}
+    layers = [Ours(renorm=True, name="bn"), Theirs(renorm=True)]
+    for layer in layers:
+        layer(x)
+        layer.renorm_clipping = limits
+    ours, theirs = (keras.ops.convert_to_numpy(layer(x, training=True)) for layer in layers)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)  # a few float32 roundings of numbers below 5
+    assert layers[0].get_config()["renorm_clipping"] == limits
+    with pytest.raises(ArgumentError, match=r"'bn': renorm_clipping\['rmax'\] must be at least 0.*got -1.0"):
+        layers[0].renorm_clipping = {"rmax": -1.0}
 
 
 @pytest.mark.parametrize(
