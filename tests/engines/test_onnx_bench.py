@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import batchnorm as bn
+from batchnorm.engines import onnx_memory
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -177,3 +178,8 @@ print(held - before, resident() - before)
     held, kept = map(int, in_subprocess(code).split())
     assert held >= 64
     assert kept < held - 48
+
+
+def test_no_threads_stay():
+    """The session that is kept for giving memory back would otherwise hold a thread for each core, for good."""
+    assert onnx_memory._idle(ort, onnx).get_session_options().intra_op_num_threads == 1

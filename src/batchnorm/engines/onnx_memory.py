@@ -52,4 +52,5 @@ def _idle(ort: Any, onnx: Any) -> Any:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "idle", *ends)
     model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 14)])
     options = shared(ort, ort.SessionOptions())
+    options.intra_op_num_threads = 1  # it stays open, and would keep a thread for each core
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
