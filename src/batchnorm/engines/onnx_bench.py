@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from batchnorm.errors import BatchnormError, require
 from batchnorm.kernels.on_arrays import normalize
 
 from .array_call import ArrayCall
-from .onnx_graph import MEAN, SCALE, SHIFT, VARIANCE, feeds, norm_nodes, rectified
+from .onnx_graph import MEAN, SCALE, SHIFT, VARIANCE, feeds, make_dense, norm_nodes, put_in_order, rectified
 from .onnx_memory import give_back, shared
 from .onnx_pieces import Pieces
 from .onnxruntime import ERRORS_ONLY, EXTERNAL, PURPOSE, WAY_OUT, input_of
@@ -63,6 +63,8 @@ class OnnxBench:
             self._onnx.load(path, load_external_data=False) if held is None else self._onnx.load_from_string(held)
         )
         self._inputs = self._own_inputs()
+        make_dense(self._onnx, self._model.graph, self._folder)
+        put_in_order(self._model.graph)
         self._outputs = [output.name for output in self._model.graph.output]
         self._record_of = {output: record for record in records for output in calls[record.name]}
         self._arrays = {each.name: each for each in self._model.graph.initializer}
@@ -158,14 +160,18 @@ class OnnxBench:
         pieces = self._pieces(
             frozenset(stops), frozenset(training), tuple(name for name in values if name not in given)
         )
+        for node, found, spare in self._stops(pieces, held):
+            self._visited(node, found, spare, training, visit)
+        return held
+
+    def _stops(self, pieces: Pieces, held: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any], bool]]:
+        """`Pieces.run`; what goes wrong at a stop is not onnxruntime's, and does not come through here."""
         try:
-            for node, found, spare in pieces.run(held, self._opened):
-                self._visited(node, found, spare, training, visit)
+            yield from pieces.run(held, self._opened)
         except BatchnormError:
             raise
         except Exception as error:  # each status of onnxruntime is a class of its own, derived from Exception
             raise refused(self._path, "onnxruntime", error, WAY_OUT) from error
-        return held
 
     def _visited(
         self,
@@ -179,7 +185,9 @@ class OnnxBench:
         gamma, beta = (self._array(node.input[place], held) for place in (SCALE, SHIFT))
         in_training = record.name in training
         rectifies = node.output[0] in self._relu_of
-        call = ArrayCall(record, held[node.input[0]], gamma, beta, spare=spare and in_training, rectifies=rectifies)
+        x = held[node.input[0]]
+        entry = x if x.ndim > 1 else x[:, None]  # the operator takes a single axis for samples of one channel
+        call = ArrayCall(record, entry, gamma, beta, spare=spare and in_training, rectifies=rectifies)
         visit(call, in_training)
         if not in_training:
             return
@@ -189,7 +197,7 @@ class OnnxBench:
             call.output = normalize(call.x, mean, variance, gamma, beta, **given)
             if rectifies:
                 np.maximum(call.output, 0, out=call.output)
-        held[self._relu_of.get(node.output[0]) or node.output[0]] = call.output
+        held[self._relu_of.get(node.output[0]) or node.output[0]] = call.output.reshape(x.shape)
 
     def _array(self, name: str, held: Mapping[str, Any]) -> Any:
         if name not in self._arrays:
@@ -209,7 +217,7 @@ class OnnxBench:
                 {out for out, each in self._record_of.items() if each.name in part} for part in (stops, training)
             )
             given = {name: self._relu_of.get(name, name) for name in own}
-            self._kinds[key] = Pieces(self._onnx, self._model, at, given, values, self._needs)
+            self._kinds[key] = Pieces(self._onnx, self._ort, self._model, at, given, values, self._needs)
         return self._kinds[key]
 
     def _own_inputs(self) -> list[Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
+
 __all__ = [
     "MEAN",
     "SCALE",
@@ -15,9 +17,11 @@ __all__ = [
     "VARIANCE",
     "constants",
     "feeds",
+    "make_dense",
     "names_in",
     "norm_nodes",
     "opset_of",
+    "put_in_order",
     "rectified",
 ]
 
@@ -42,25 +46,73 @@ def opset_of(model: Any) -> int:
 
 
 def names_in(node: Any) -> set[str]:
-    """Everything a node takes, also inside its branches and loops."""
+    """Everything a node takes, also inside its branches and loops, whose own values may be called like others later."""
     names = {name for name in node.input if name}
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for inner in graph.node:
-                names |= names_in(inner)
-            names |= {output.name for output in graph.output}
+            taken = {output.name for output in graph.output}.union(*(names_in(inner) for inner in graph.node))
+            own = {each.name for each in (*graph.input, *graph.initializer)}
+            own |= {each.values.name for each in graph.sparse_initializer}
+            names |= taken - own.union(*(inner.output for inner in graph.node))
     return names
 
 
-def constants(graph: Any, nodes: Sequence[Any]) -> dict[str, Any]:
+def constants(model: Any, nodes: Sequence[Any]) -> dict[str, Any]:
     """Values that no input reaches: name -> its node, of ``nodes`` of the graph; None for what the file holds."""
-    held = (*graph.initializer, *(each.values for each in graph.sparse_initializer))
-    found: dict[str, Any] = {each.name: None for each in held}
+    noisy = _drawing(model.functions)
+    found: dict[str, Any] = {each.name: None for each in model.graph.initializer}
     for node in nodes:
         plain = all(not attribute.HasField("g") and not attribute.graphs for attribute in node.attribute)
-        if plain and not node.op_type.startswith(NOISE) and all(name in found for name in node.input if name):
+        if plain and not _draws(node, noisy) and all(name in found for name in node.input if name):
             found |= dict.fromkeys((name for name in node.output if name), node)
     return found
+
+
+def _drawing(functions: Sequence[Any]) -> set[tuple[str, str]]:
+    """Functions of a model that give other values at each run."""
+    found = set[tuple[str, str]]()
+    for _ in functions:  # one calls another, at most as deep as there are any
+        found |= {(each.domain, each.name) for each in functions if any(_draws(node, found) for node in each.node)}
+    return found
+
+
+def _draws(node: Any, drawing: set[tuple[str, str]]) -> bool:
+    if node.op_type.startswith(NOISE) or (node.domain, node.op_type) in drawing:
+        return True
+    if node.op_type == "Dropout" and any(node.input[2:]):  # it may be told to train
+        return True
+    graphs = (graph for each in node.attribute for graph in ([each.g] if each.HasField("g") else each.graphs))
+    return any(_draws(inner, drawing) for graph in graphs for inner in graph.node)
+
+
+def put_in_order(graph: Any) -> None:
+    """Sort the nodes of a graph so that each comes after what it takes, as onnxruntime does when it loads one."""
+    nodes = list(graph.node)
+    maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    seen, order = set[int](), dict[int, int]()
+    for start in range(len(nodes)):
+        waiting = [start]
+        while waiting:
+            place = waiting[-1]
+            seen.add(place)
+            before = {maker[name] for name in names_in(nodes[place]) if name in maker} - seen
+            waiting.extend(sorted(before, reverse=True))
+            if not before:
+                order.setdefault(waiting.pop(), len(order))
+    if list(order) != list(range(len(nodes))):
+        ranks = {tuple(node.output): order[place] for place, node in enumerate(nodes)}
+        own: Any = graph.node
+        own.sort(key=lambda node: ranks[tuple(cast("Any", node).output)])  # pyright: ignore[reportUnknownLambdaType]
+
+
+def make_dense(onnx: Any, graph: Any, folder: str) -> None:
+    """Write out what a graph holds as sparse arrays, which onnxruntime would, but for those it is to hand out."""
+    for each in graph.sparse_initializer:
+        values, places = (onnx.numpy_helper.to_array(part, folder) for part in (each.values, each.indices))
+        dense = np.zeros(tuple(each.dims), values.dtype)
+        dense[np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)] = values
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, each.values.name))
+    del graph.sparse_initializer[:]
 
 
 def feeds(nodes: Sequence[Any], layer_of: Mapping[str, str]) -> dict[str, frozenset[str]]:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .onnx_graph import constants, names_in
+from .onnx_types import as_array, input_like, run
 
 __all__ = ["Piece", "Pieces"]
 
@@ -61,8 +60,8 @@ class Pieces:
 
     Parameters
     ----------
-    onnx : module
-        The package.
+    onnx, ort : module
+        The packages.
     model : ModelProto
         Its outermost graph is cut; the model is not changed.
     stops : collection of str
@@ -79,15 +78,17 @@ class Pieces:
     def __init__(
         self,
         onnx: Any,
+        ort: Any,
         model: Any,
         stops: Collection[str],
         replaced: Mapping[str, str],
         wanted: Sequence[str],
         needs: Callable[[Any], list[str]],
     ) -> None:
-        self._onnx, self._model, self._nodes = onnx, model, list(model.graph.node)
-        self._fixed = constants(model.graph, self._nodes)
+        self._onnx, self._ort, self._model, self._nodes = onnx, ort, model, list(model.graph.node)
+        self._fixed = constants(model, self._nodes)
         self.wanted, self._needs = tuple(wanted), needs
+        self._types: dict[str, str] = {}
         self._pieces = _cut(self._kept({*stops}, replaced))
         self._connect()
 
@@ -132,13 +133,16 @@ class Pieces:
             if piece.gives:
                 if piece.session is None:
                     piece.session = opened(self._serialized(piece, held))
+                    self._types |= {each.name: each.type for each in piece.session.get_outputs()}
                 given = {each.name: held[each.name] for each in piece.session.get_inputs()}
-                held |= dict(zip(piece.gives, piece.session.run(piece.gives, given), strict=True))
+                held |= dict(zip(piece.gives, run(self._ort, piece.session, piece.gives, given), strict=True))
             if piece.stop is not None:
                 entry = self._needs(piece.stop)[0]
                 yield piece.stop, held, entry in piece.done and entry not in own
             for name in piece.done:
-                held.pop(name, None)
+                if name not in own:  # what was given may be a result, too
+                    held.pop(name, None)
+        held |= {name: as_array(self._ort, held[name]) for name in self.wanted}
 
     def _serialized(self, piece: Piece, held: dict[str, Any]) -> bytes:
         """The piece as a model, with the constants that it needs."""
@@ -149,9 +153,8 @@ class Pieces:
         model.graph.name = "piece"
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(each for each in self._model.graph.initializer if each.name in names)
-        sparse = self._model.graph.sparse_initializer
-        model.graph.sparse_initializer.extend(each for each in sparse if each.values.name in names)
-        model.graph.input.extend(self._input(name, held[name]) for name in piece.takes if name in held)
+        takes = [name for name in piece.takes if name in held]
+        model.graph.input.extend(input_like(self._onnx, name, held[name], self._types.get(name)) for name in takes)
         for name in piece.gives:
             model.graph.output.add().name = name
         return bytes(model.SerializeToString())
@@ -166,13 +169,6 @@ class Pieces:
                 before.append(node)
                 names |= names_in(node)
         return [*before[::-1], *piece.nodes], names
-
-    def _input(self, name: str, value: Any) -> Any:
-        helper = self._onnx.helper
-        if not isinstance(value, np.ndarray):  # a sequence of tensors
-            kind: Any = value[0].dtype if value else np.dtype(np.float32)
-            return helper.make_tensor_sequence_value_info(name, helper.np_dtype_to_tensor_dtype(kind), None)
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
 
 
 def _cut(steps: Sequence[_Step]) -> list[Piece]:
