@@ -97,7 +97,8 @@ class ArrayCall(Call):
         count = cpu.forward(own, own, mean, variance, axis=fast.axis, epsilon=epsilon, **views)
         if fast.failed(count, rows[1]) and np.all(np.isfinite(rows)):
             raise Refused(
-                f"recalibrate: the input of {self.name} has a variance of {np.max(rows[1]):.0e} on this data."
+                f"recalibrate: the input of {self.name} has a variance of {np.max(rows[1]):.0e} on this data, which "
+                "float32 holds no output of. Scale the data, or leave out the samples that are no measurements."
             )
         return Moments(count, *rows)
 
