@@ -301,6 +301,19 @@ for activation in (None, "silu"):
     assert in_subprocess(code).split() == ["True"] * 12
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_saved_input_that_comes_back_in_another_type_of_as_many_bytes(masked):
+    made, x = bt.BatchNorm1d(16), numbers(64, 16, 9).bfloat16().requires_grad_()
+    more = (torch.ones(64, 9, dtype=torch.bool),) if masked else ()
+    (wanted,) = torch.autograd.grad(made(x, *more).float().pow(3).sum(), x)
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.half() if t.dtype is x.dtype else t):
+            y = made(x, *more)
+        (found,) = torch.autograd.grad(y.float().pow(3).sum(), x)
+        # x has 8 bits: its float16 is the same number, and the gradient its own rounding away, twice.
+        assert (found.float() - wanted.float()).norm() < 2 * 2**-8 * wanted.float().norm()
+
+
 def test_parameters_that_are_not_trained_get_no_gradient(started):
     made, x = bt.BatchNorm1d(6), numbers(8, 6)
     made.weight.requires_grad_(False)

@@ -16,7 +16,7 @@ from batchnorm.kernels import cpu
 from batchnorm.kernels.cpu import View
 
 from .function import After, How, gradients
-from .memory import empty, follows, in_eager_mode, plain, view, walks, wide_type
+from .memory import empty, follows, in_eager_mode, lies_as, plain, view, walks, wide_type
 from .run import ACTIVATIONS, wide
 from .state import DDOF, Buffers, advance
 
@@ -132,17 +132,13 @@ class _Masked(torch.autograd.Function):
         call: _Call = ctx.call
         after = After(ctx.needs_input_grad[0], None if beta is None else beta.dtype, ctx.added)
         grad = grads[0]
-        if torch.is_grad_enabled() or not (in_eager_mode() and plain(grad) and _as_before(x, residual, grad, call)):
+        saved = (x,) if residual is None else (x, residual)
+        suits = in_eager_mode() and plain(grad) and all(lies_as(each, call.strides, grad) for each in saved)
+        if torch.is_grad_enabled() or not suits:
             found = gradients(grad, x, gamma, beta, residual, mask, _moments(x, call), call.how, after)
         else:
             found = _backward(grad, x, gamma, beta, residual, call, after)
         return *found, None, None
-
-
-def _as_before(x: Tensor, residual: Any, grad: Tensor, call: _Call) -> bool:
-    """Whether what was saved lies as it did: hooks on saved tensors may bring it back in another type or order."""
-    saved = (x,) if residual is None else (x, residual)
-    return all(plain(each) and each.dtype is grad.dtype and each.stride() == call.strides for each in saved)
 
 
 def _backward(

@@ -26,6 +26,7 @@ __all__ = [
     "empty",
     "follows",
     "in_eager_mode",
+    "lies_as",
     "lies_there",
     "plain",
     "view",
@@ -95,6 +96,12 @@ def lies_there(tensor: Tensor) -> bool:
 def plain(tensor: Tensor | None) -> bool:
     """Whether the tensor is what lies at its address: on the CPU, of no subclass, without lazy signs. None is."""
     return tensor is None or (_is_memory(tensor) and tensor.dtype in FLOATS)
+
+
+def lies_as(saved: Tensor, strides: tuple[int, ...], grad: Tensor) -> bool:
+    """Whether what was saved lies as it did: hooks on saved tensors may bring it back in another type or order."""
+    alike = type(saved) in OWN and saved.dtype is grad.dtype and saved.nbytes == grad.nbytes
+    return alike and saved.stride() == strides and lies_there(saved)
 
 
 def view(tensor: Tensor) -> View:

@@ -17,7 +17,7 @@ from batchnorm.kernels.address import address_of
 from batchnorm.kernels.block import SLOTS
 
 from .function import After, How, cast, gradients
-from .memory import STRIDED, empty, in_eager_mode, lies_there, wide_type
+from .memory import STRIDED, empty, in_eager_mode, lies_as, lies_there, wide_type
 
 __all__ = [
     "ACTIVATIONS",
@@ -179,10 +179,11 @@ def _suits(grad: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run,
             and not grad.is_neg()
             and (x.data_ptr() == x_at or lies_there(x))
             and x.stride() == run.strides
+            and x.dtype is grad.dtype
             and x.nbytes == grad.nbytes
             and (gamma is None or gamma.data_ptr() == places[0] or lies_there(gamma))
             and (beta is None or lies_there(beta))
-            and (residual is None or _as_before(residual, grad, run))
+            and (residual is None or lies_as(residual, run.strides, grad))
             and grad.data_ptr() != 0
         )
     except RuntimeError:
@@ -192,11 +193,6 @@ def _suits(grad: Any, x: Tensor, gamma: Any, beta: Any, residual: Any, run: Run,
 def _still_there(parameter: Any, address: int) -> bool:
     """Whether it is the one that the kernel read: hooks on saved tensors may bring back another type or a view."""
     return parameter is None or parameter.data_ptr() == address
-
-
-def _as_before(saved: Tensor, grad: Tensor, run: Run) -> bool:
-    """Whether what was saved lies as it did: hooks on saved tensors may bring it back in another type or order."""
-    return saved.stride() == run.strides and saved.nbytes == grad.nbytes and lies_there(saved)
 
 
 # torch's own between the engine and `backward` asks at every call what the class defines.
