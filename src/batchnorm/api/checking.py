@@ -142,11 +142,9 @@ def _run(read: Model, data: Any, labels: Any, batch_size: int | None, skip_nonfi
 
 def _at_once(read: Model) -> int:
     """How many samples of an array are run at once: as many as the model takes, where that is fixed."""
-    from batchnorm.engines.session import Lazy
+    from batchnorm.engines.session import inputs_of
 
-    runner: Any = getattr(read, "runner", None)
-    inputs = (runner.inputs if isinstance(runner, Lazy) else None) or ()
-    return next((one.shape[0] for one in inputs if one.shape and one.shape[0]), AT_ONCE)
+    return next((one.shape[0] for one in inputs_of(read) or () if one.shape and one.shape[0]), AT_ONCE)
 
 
 def _seen(ran: Run, records: Sequence[LayerRecord], checked: Checked) -> Seen:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from batchnorm.core.output import check_is_no_input, replacing
-from batchnorm.engines.session import Input, Lazy
+from batchnorm.engines.session import Input, inputs_of
 from batchnorm.errors import ArgumentError
 from batchnorm.models.change import Change
 from batchnorm.models.modelfile import ModelFile
@@ -51,7 +51,7 @@ class OnnxTarget:
 
     def inputs(self) -> list[Input] | None:
         """See `Target`."""
-        return self.model.runner.inputs if isinstance(self.model.runner, Lazy) else None
+        return inputs_of(self.model)
 
     def folded(self, changes: Sequence[Change], place: Path | None) -> ModelFile:
         """See `Target`."""
@@ -117,7 +117,7 @@ class Pt2Target:
 
     def inputs(self) -> list[Input] | None:
         """See `Target`."""
-        return self.model.runner.inputs if isinstance(self.model.runner, Lazy) else None
+        return inputs_of(self.model)
 
     def folded(self, changes: Sequence[Change], place: Path | None) -> ModelFile:
         """See `Target`."""

@@ -19,6 +19,7 @@ __all__ = [
     "Places",
     "Session",
     "feed",
+    "inputs_of",
     "printable",
     "refused",
     "require_layers",
@@ -62,6 +63,12 @@ class Lazy:
         if self._session is None:
             self._session = self._load()
         return self._session
+
+
+def inputs_of(model: Any) -> list[Input] | None:
+    """What a model takes, where it runs on an engine that tells; loads it."""
+    runner = getattr(model, "runner", None)
+    return runner.inputs if isinstance(runner, Lazy) else None
 
 
 @dataclass(frozen=True, slots=True)
