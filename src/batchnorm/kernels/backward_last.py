@@ -25,11 +25,10 @@ from .block import (
     X,
     Y,
 )
-from .forward_last import ROWS_AHEAD, SOON, clear, flush
+from .forward_last import SOON, clear, flush, head_of_row
 from .intrinsics import ahead, get_byte, get_int, has_mask, has_residual, itemsize, lanes, lines, streams, widesize
 from .memory import (
     all_lanes,
-    before_line,
     first_lanes,
     load,
     load_some,
@@ -146,9 +145,7 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
     y, y0, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
     n = lanes(spec)
     for row in range(first, stop):
-        head = before_line(spec, y, y0, limit)
-        if head != 0:  # the line that rows share is read first; stores past the caches would wait behind it
-            prefetch_to_write(y + (y0 + ROWS_AHEAD * y_step) * itemsize(spec))
+        head = head_of_row(y, y0, y_step, limit, spec)
         for column in range(0, head, n):
             _part(block, x, x0, g, g0, y, y0, row, column, min(n, head - column), spec)
         column = head

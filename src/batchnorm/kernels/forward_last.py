@@ -32,7 +32,7 @@ from .memory import (
 from .vectors import add_to, fma, load_sums, select, splat, store_sums
 from .walk_last import row_at
 
-__all__ = ["add", "apply", "clear", "flush"]
+__all__ = ["add", "apply", "clear", "flush", "head_of_row"]
 
 SOON = 8
 """Vectors between the one that is written and the one whose line is asked for."""
@@ -117,6 +117,15 @@ def _add_one(x, index, limit, by_column, own, second, spec):
         store_wide(spec, second, column, fma(d, d, load_wide(spec, second, column)))
 
 
+@njit(error_model="numpy")
+def head_of_row(y, y0, y_step, limit, spec):
+    """Elements of a row of the output before the first line that stores past the caches may go to."""
+    head = before_line(spec, y, y0, limit)
+    if head != 0:  # the line that rows share is read first; stores past the caches would wait behind it
+        prefetch_to_write(y + (y0 + ROWS_AHEAD * y_step) * itemsize(spec))
+    return head
+
+
 def apply(block, first, stop, limit, _own, _place, _more, spec):
     """Write ``activation((x - high)*scale + shift + residual)``."""
     by_column, columns, n = get_int(block, BY_COLUMN), get_int(block, COLUMNS), lanes(spec)
@@ -124,9 +133,7 @@ def apply(block, first, stop, limit, _own, _place, _more, spec):
     y, y0, y_step = get_int(block, Y), row_at(block, Y, first), get_int(block, Y + 2)
     r, r0, r_step = get_int(block, RESIDUAL), row_at(block, RESIDUAL, first), get_int(block, RESIDUAL + 2)
     for _ in range(stop - first):
-        head = before_line(spec, y, y0, limit)
-        if head != 0:  # the line that rows share is read first; stores past the caches would wait behind it
-            prefetch_to_write(y + (y0 + ROWS_AHEAD * y_step) * itemsize(spec))
+        head = head_of_row(y, y0, y_step, limit, spec)
         for column in range(0, head, n):
             _part(x, x0, y, y0, r, r0, by_column, columns, column, min(n, head - column), spec)
         column = head
