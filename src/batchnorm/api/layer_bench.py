@@ -14,6 +14,7 @@ from batchnorm.core.calibration import Trace
 from batchnorm.core.padding import LeftOut, Told
 from batchnorm.core.record import LayerRecord
 from batchnorm.engines.array_call import ArrayCall
+from batchnorm.engines.calls import Along
 from batchnorm.errors import ArgumentError
 
 __all__ = ["LayerBench", "as_one_array", "commit"]
@@ -46,10 +47,9 @@ class LayerBench:
         x = as_one_array(batch)
         self._twin.predict(x)
         name, seconds = self.records[0].name, time.perf_counter() - start
-        padded = None
-        if told is not None:
-            padded = frozenset([name] if ArrayCall(self.records[0], x).lies_along(told) else [])
-        return Trace((name,), {name: frozenset()}, {name: 0.0}, True, seconds, padded)
+        along = Along(told)
+        along(ArrayCall(self.records[0], x))
+        return Trace((name,), {name: frozenset()}, {name: 0.0}, True, seconds, along.layers)
 
     def measure(
         self,

@@ -14,7 +14,7 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused
 from batchnorm.kernels import cpu
 from batchnorm.kernels.on_arrays import Call as Kernel
-from batchnorm.kernels.on_arrays import batch_norm
+from batchnorm.kernels.on_arrays import batch_norm, normalize
 
 from .calls import Call, of_channels
 
@@ -68,10 +68,17 @@ class ArrayCall(Call):
             return of_channels(self.record, found)
         given: Any = {"epsilon": self.record.epsilon, "axis": self.record.axis, "mask": counted, "out": self._out}
         with np.errstate(all="ignore"):
-            self.output, found = batch_norm(self.x, *self._parameters, **given)
-        if self._rectifies:
-            np.maximum(self.output, 0, out=self.output)
+            y, found = batch_norm(self.x, *self._parameters, **given)
+        self.output = self._rectified(y)
         return of_channels(self.record, found)
+
+    def infer(self, mean: Array, variance: Array) -> Array:
+        """What the layer gives with these statistics."""
+        given: Any = {"epsilon": self.record.epsilon, "axis": self.record.axis}
+        return self._rectified(normalize(self.x, mean, variance, *self._parameters, **given))
+
+    def _rectified(self, y: Array) -> Array:
+        return np.maximum(y, 0, out=y) if self._rectifies else y
 
     def _in_place(self) -> Moments | None:
         """The moments, and the output over the input from one read of it; None where the kernels do not take that.

@@ -22,7 +22,7 @@ from batchnorm.core.record import LayerRecord
 from batchnorm.errors import Refused
 from batchnorm.kernels.on_arrays import TINY, compiled_moments
 
-__all__ = ["Call", "Visit", "not_along", "of_channels", "require_finite"]
+__all__ = ["Along", "Call", "Visit", "of_channels", "require_finite"]
 
 Array = NDArray[Any]
 
@@ -70,7 +70,7 @@ class Call(ABC):
             return
         self._data = self._at(padding.told)
         if self._data is None:
-            raise not_along(self.name, tuple(self.x.shape))
+            raise _not_along(self.name, tuple(self.x.shape))
 
     def _at(self, told: Told) -> Array | None:
         how = plan(tuple(self.x.shape), self.record.axis, f"recalibrate: {self.name}")
@@ -166,7 +166,25 @@ class Call(ABC):
 Visit = Callable[[Call], None]
 
 
-def not_along(name: str, shape: tuple[int, ...]) -> Refused:
+class Along:
+    """A visit that learns along whose inputs the padding lies that is told of, in all their calls."""
+
+    def __init__(self, told: Told | None) -> None:
+        self._told = told
+        self._lies: dict[str, bool] = {}
+
+    def __call__(self, call: Call) -> None:
+        """Look at a call."""
+        if self._told is not None:
+            self._lies[call.name] = self._lies.get(call.name, True) and call.lies_along(self._told)
+
+    @property
+    def layers(self) -> frozenset[str] | None:
+        """The layers; None where nothing is told."""
+        return None if self._told is None else frozenset(name for name, lies in self._lies.items() if lies)
+
+
+def _not_along(name: str, shape: tuple[int, ...]) -> Refused:
     """Padding that lies along a layer's input in one batch, and not in another."""
     return Refused(
         f"recalibrate: the padding that the data tell of lies along the input of {name} in the first batch, and not in "

@@ -21,7 +21,7 @@ from batchnorm.core.calibration import Trace
 from batchnorm.core.padding import LeftOut, Told
 from batchnorm.core.record import LayerRecord
 
-from .calls import Call, Visit
+from .calls import Along, Call, Visit
 from .session import structured
 
 __all__ = ["Eager", "few"]
@@ -110,7 +110,8 @@ class Eager(ABC):
 
     def trace(self, batch: Any, told: Told | None = None) -> Trace:
         """See `Bench`."""
-        along = self._along(batch, told)  # the first run compiles and allocates
+        along = Along(told)
+        self._run(batch, along)  # the first run compiles and allocates
         start, reached, calls = time.perf_counter(), dict[str, float](), list[str]()
 
         def visit(call: Call) -> None:
@@ -122,18 +123,7 @@ class Eager(ABC):
         order = tuple(dict.fromkeys(calls))
         self._once = len(order) == len(calls)
         shares = {name: min(at / seconds, 1.0) for name, at in reached.items()}
-        return Trace(order, self._feeds(few(batch), order), shares, self._once, seconds, along)
-
-    def _along(self, batch: Any, told: Told | None) -> frozenset[str] | None:
-        """The layers whose padding is known in all their calls."""
-        lies: dict[str, bool] = {}
-
-        def visit(call: Call) -> None:
-            if told is not None:
-                lies[call.name] = lies.get(call.name, True) and call.lies_along(told)
-
-        self._run(batch, visit)
-        return None if told is None else frozenset(name for name, all_calls in lies.items() if all_calls)
+        return Trace(order, self._feeds(few(batch), order), shares, self._once, seconds, along.layers)
 
     def _feeds(self, batch: Any, order: tuple[str, ...]) -> dict[str, frozenset[str]]:
         clean = self._totals(batch)

@@ -22,9 +22,9 @@ from batchnorm.core.calibration import Trace
 from batchnorm.core.padding import LeftOut, Told
 from batchnorm.core.record import LayerRecord
 from batchnorm.errors import BatchnormError, require
-from batchnorm.kernels.on_arrays import normalize
 
 from .array_call import ArrayCall
+from .calls import Along
 from .onnx_graph import MEAN, SCALE, SHIFT, VARIANCE, feeds, make_dense, norm_nodes, put_in_order, rectified
 from .onnx_memory import give_back, shared
 from .onnx_pieces import Pieces
@@ -71,7 +71,7 @@ class OnnxBench:
         for node in norm_nodes(self._model):
             if node.output[0] in self._record_of:
                 node.input[MEAN], node.input[VARIANCE] = _names(self._record_of[node.output[0]].name)
-        self._relu_of = rectified(self._model.graph, self._record_of)
+        self._gives = {output: output for output in self._record_of} | rectified(self._model.graph, self._record_of)
         self._statistics: dict[str, Any] = {}
         self._kinds: dict[Any, Pieces] = {}
 
@@ -89,13 +89,9 @@ class OnnxBench:
 
     def trace(self, batch: Any, told: Told | None = None) -> Trace:
         """See `Bench`."""
-        lies: dict[str, bool] = {}
-
-        def look(call: ArrayCall, _training: bool) -> None:
-            if told is not None:
-                lies[call.name] = lies.get(call.name, True) and call.lies_along(told)
-
-        self._run(batch, {record.name for record in self.records}, (), self._outputs, look)
+        along = Along(told)
+        if told is not None:
+            self._run(batch, {record.name for record in self.records}, (), (), lambda call, _: along(call))
         self.outputs(batch)  # opens the session
         start = time.perf_counter()
         self.outputs(batch)
@@ -108,8 +104,7 @@ class OnnxBench:
         order = tuple(sorted(of, key=lambda name: min(of[name])))
         reached = {name: max(of[name]) / len(nodes) for name in order}
         fed = feeds(nodes, {output: record.name for output, record in self._record_of.items()})
-        padded = None if told is None else frozenset(name for name, all_calls in lies.items() if all_calls)
-        return Trace(order, fed, reached, True, seconds, padded)
+        return Trace(order, fed, reached, True, seconds, along.layers)
 
     def measure(
         self,
@@ -184,20 +179,15 @@ class OnnxBench:
         record = self._record_of[node.output[0]]
         gamma, beta = (self._array(node.input[place], held) for place in (SCALE, SHIFT))
         in_training = record.name in training
-        rectifies = node.output[0] in self._relu_of
+        gives = self._gives[node.output[0]]
         x = held[node.input[0]]
         entry = x if x.ndim > 1 else x[:, None]  # the operator takes a single axis for samples of one channel
-        call = ArrayCall(record, entry, gamma, beta, spare=spare and in_training, rectifies=rectifies)
+        call = ArrayCall(record, entry, gamma, beta, spare=spare and in_training, rectifies=gives != node.output[0])
         visit(call, in_training)
-        if not in_training:
-            return
-        if call.output is None:  # all of it padding
-            mean, variance = (held[name] for name in _names(record.name))
-            given: Any = {"epsilon": record.epsilon, "axis": record.axis}
-            call.output = normalize(call.x, mean, variance, gamma, beta, **given)
-            if rectifies:
-                np.maximum(call.output, 0, out=call.output)
-        held[self._relu_of.get(node.output[0]) or node.output[0]] = call.output.reshape(x.shape)
+        if in_training:
+            y: Any = call.output  # None where all of it is padding
+            y = call.infer(*(held[name] for name in _names(record.name))) if y is None else y
+            held[gives] = y.reshape(x.shape)
 
     def _array(self, name: str, held: Mapping[str, Any]) -> Any:
         if name not in self._arrays:
@@ -216,7 +206,7 @@ class OnnxBench:
             at, own = (
                 {out for out, each in self._record_of.items() if each.name in part} for part in (stops, training)
             )
-            given = {name: self._relu_of.get(name, name) for name in own}
+            given = {name: self._gives[name] for name in own}
             self._kinds[key] = Pieces(self._onnx, self._ort, self._model, at, given, values, self._needs)
         return self._kinds[key]
 

@@ -20,7 +20,6 @@ __all__ = [
     "make_dense",
     "names_in",
     "norm_nodes",
-    "opset_of",
     "put_in_order",
     "rectified",
 ]
@@ -40,21 +39,20 @@ def norm_nodes(model: Any) -> list[Any]:
     ]
 
 
-def opset_of(model: Any) -> int:
-    """The version of ONNX' own operators."""
-    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=1)
-
-
 def names_in(node: Any) -> set[str]:
     """Everything a node takes, also inside its branches and loops, whose own values may be called like others later."""
     names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            taken = {output.name for output in graph.output}.union(*(names_in(inner) for inner in graph.node))
-            own = {each.name for each in (*graph.input, *graph.initializer)}
-            own |= {each.values.name for each in graph.sparse_initializer}
-            names |= taken - own.union(*(inner.output for inner in graph.node))
+    for graph in _graphs(node):
+        taken = {output.name for output in graph.output}.union(*(names_in(inner) for inner in graph.node))
+        own = {each.name for each in (*graph.input, *graph.initializer)}
+        own |= {each.values.name for each in graph.sparse_initializer}
+        names |= taken - own.union(*(inner.output for inner in graph.node))
     return names
+
+
+def _graphs(node: Any) -> list[Any]:
+    """Its branches and loops."""
+    return [graph for each in node.attribute for graph in (*([each.g] if each.HasField("g") else []), *each.graphs)]
 
 
 def constants(model: Any, nodes: Sequence[Any]) -> dict[str, Any]:
@@ -62,8 +60,7 @@ def constants(model: Any, nodes: Sequence[Any]) -> dict[str, Any]:
     noisy = _drawing(model.functions)
     found: dict[str, Any] = {each.name: None for each in model.graph.initializer}
     for node in nodes:
-        plain = all(not attribute.HasField("g") and not attribute.graphs for attribute in node.attribute)
-        if plain and not _draws(node, noisy) and all(name in found for name in node.input if name):
+        if not _graphs(node) and not _draws(node, noisy) and all(name in found for name in node.input if name):
             found |= dict.fromkeys((name for name in node.output if name), node)
     return found
 
@@ -81,8 +78,7 @@ def _draws(node: Any, drawing: set[tuple[str, str]]) -> bool:
         return True
     if node.op_type == "Dropout" and any(node.input[2:]):  # it may be told to train
         return True
-    graphs = (graph for each in node.attribute for graph in ([each.g] if each.HasField("g") else each.graphs))
-    return any(_draws(inner, drawing) for graph in graphs for inner in graph.node)
+    return any(_draws(inner, drawing) for graph in _graphs(node) for inner in graph.node)
 
 
 def put_in_order(graph: Any) -> None:

@@ -33,8 +33,8 @@ class Piece:
         In an order in which they can run; may be empty.
     stop : node or None
         What is computed next, by whoever runs the piece; None after the last.
-    takes, gives : list of str
-        Values from before, and values that are needed later.
+    takes, gives, needs : list of str
+        Values from before, values that are needed later, and those of them that ``stop`` needs.
     done : list of str
         Values that nothing needs any more once ``stop`` is computed.
     """
@@ -43,6 +43,7 @@ class Piece:
     stop: Any = None
     takes: list[str] = field(default_factory=list[str])
     gives: list[str] = field(default_factory=list[str])
+    needs: list[str] = field(default_factory=list[str])
     done: list[str] = field(default_factory=list[str])
     session: Any = None
 
@@ -108,18 +109,19 @@ class Pieces:
     def _connect(self) -> None:
         """Say of each piece what it takes and gives, and what it is the last to use."""
         last: dict[str, int] = {}
+        made = [{name for node in piece.nodes for name in node.output} for piece in self._pieces]
         for place, piece in enumerate(self._pieces):
-            inner = {name for node in piece.nodes for name in node.output}
-            taken = set[str]().union(*(names_in(node) for node in piece.nodes)) - inner
+            taken = set[str]().union(*(names_in(node) for node in piece.nodes)) - made[place]
             piece.takes = sorted(taken - self._fixed.keys())
-            uses = {*piece.takes, *(self._needs(piece.stop) if piece.stop is not None else ())}
-            last |= dict.fromkeys(uses, place)
+            piece.needs = [] if piece.stop is None else self._needs(piece.stop)
+            last |= dict.fromkeys((*piece.takes, *piece.needs), place)
         last |= dict.fromkeys(self.wanted, len(self._pieces))
         for place, piece in enumerate(self._pieces):
-            inner = {name for node in piece.nodes for name in node.output}
-            needs = self._needs(piece.stop) if piece.stop is not None else []
-            constant = {*needs, *(self.wanted if piece.stop is None else ())} & self._fixed.keys()
-            piece.gives = sorted({name for name in inner if last.get(name, -1) > place or name in needs} | constant)
+            needs = {*piece.needs}
+            constant = (needs if piece.stop is not None else {*self.wanted}) & self._fixed.keys()
+            piece.gives = sorted(
+                {name for name in made[place] if last.get(name, -1) > place or name in needs} | constant
+            )
             piece.done = [name for name, use in last.items() if use == place]
 
     def run(self, held: dict[str, Any], opened: Open) -> Iterator[tuple[Any, dict[str, Any], bool]]:
@@ -133,11 +135,12 @@ class Pieces:
             if piece.gives:
                 if piece.session is None:
                     piece.session = opened(self._serialized(piece, held))
+                    piece.takes = [each.name for each in piece.session.get_inputs()]
                     self._types |= {each.name: each.type for each in piece.session.get_outputs()}
-                given = {each.name: held[each.name] for each in piece.session.get_inputs()}
-                held |= dict(zip(piece.gives, run(self._ort, piece.session, piece.gives, given), strict=True))
+                kinds = {name: self._types[name] for name in piece.gives}
+                held |= run(self._ort, piece.session, kinds, {name: held[name] for name in piece.takes})
             if piece.stop is not None:
-                entry = self._needs(piece.stop)[0]
+                entry = piece.needs[0]
                 yield piece.stop, held, entry in piece.done and entry not in own
             for name in piece.done:
                 if name not in own:  # what was given may be a result, too

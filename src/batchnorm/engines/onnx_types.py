@@ -9,19 +9,19 @@ without elements as an empty list; and of some types there are no arrays at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["as_array", "has_arrays", "input_like", "run"]
+__all__ = ["as_array", "input_like", "run"]
 
 WITHOUT = ("bfloat16", "float8", "float4", "int4", "int2")
 """How the element types are called, or end or begin, that session.run has no arrays of, or the wrong ones."""
 SPELLED = {"float": "FLOAT", "double": "DOUBLE"}
 
 
-def has_arrays(kind: str) -> bool:
+def _has_arrays(kind: str) -> bool:
     """Whether a value of that type can be handed over as an array, a list of arrays or None."""
     return not any(name in kind for name in WITHOUT)
 
@@ -35,19 +35,15 @@ def input_like(onnx: Any, name: str, value: Any, kind: str | None) -> Any:
     return helper.make_value_info(name, _type(onnx, kind, shape if kind.startswith("tensor(") else None))
 
 
-def run(ort: Any, session: Any, names: Sequence[str], given: dict[str, Any]) -> list[Any]:
-    """``session.run``, where a value that has no array is one of onnxruntime's own."""
-    kinds = [each.type for each in session.get_outputs()]
+def run(ort: Any, session: Any, kinds: Mapping[str, str], given: dict[str, Any]) -> dict[str, Any]:
+    """``session.run`` for values of these types, where one that has no array is one of onnxruntime's own."""
     # An optional value that is not there, as one of onnxruntime's own, ends the process when it is looked at.
-    if all(map(has_arrays, kinds)) or any(kind.startswith("optional") for kind in kinds):
-        return list(session.run(names, given))
+    if all(map(_has_arrays, kinds.values())) or any(kind.startswith("optional") for kind in kinds.values()):
+        return dict(zip(kinds, session.run(list(kinds), given), strict=True))
     wrap = ort.OrtValue.ortvalue_from_numpy
     fed = {name: wrap(value) if isinstance(value, np.ndarray) else value for name, value in given.items()}
-    found = session.run_with_ort_values(names, fed)
-    return [
-        value.numpy() if has_arrays(kind) and value.is_tensor() else value
-        for kind, value in zip(kinds, found, strict=True)
-    ]
+    found = zip(kinds.items(), session.run_with_ort_values(list(kinds), fed), strict=True)
+    return {name: value.numpy() if _has_arrays(kind) and value.is_tensor() else value for (name, kind), value in found}
 
 
 def as_array(ort: Any, value: Any) -> Any:
